@@ -1,0 +1,57 @@
+"""No hard budget is ever exceeded, no call is ever without a row, the books equal the provider's invoice."""
+
+from cost.budgets import Book, Budget, Period
+from cost.entries import Entry, TurnEntries
+from cost.errors import (
+    BudgetExhausted,
+    BudgetHeld,
+    Forbidden,
+    InvalidInvoice,
+    InvalidReport,
+    ModelUnpriced,
+    NoTarget,
+    Overloaded,
+)
+from cost.invoices import InvoiceLine, read_csv, read_jsonl
+from cost.ledger import Attempt, Ledger, Turn
+from cost.metrics import LedgerMetrics
+from cost.prices import Cost, Price
+from cost.reconcile import ReconcileReport, Reconciliation
+from cost.settings import LedgerSettings
+from cost.spend import BudgetState, Spend
+from cost.store import SpendRow
+from cost.wire import KINDS, BudgetBody, PriceBody
+
+__all__ = [
+    "KINDS",
+    "Attempt",
+    "Book",
+    "Budget",
+    "BudgetBody",
+    "BudgetExhausted",
+    "BudgetHeld",
+    "BudgetState",
+    "Cost",
+    "Entry",
+    "Forbidden",
+    "InvalidInvoice",
+    "InvalidReport",
+    "InvoiceLine",
+    "Ledger",
+    "LedgerMetrics",
+    "LedgerSettings",
+    "ModelUnpriced",
+    "NoTarget",
+    "Overloaded",
+    "Period",
+    "Price",
+    "PriceBody",
+    "ReconcileReport",
+    "Reconciliation",
+    "Spend",
+    "SpendRow",
+    "Turn",
+    "TurnEntries",
+    "read_csv",
+    "read_jsonl",
+]

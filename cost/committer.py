@@ -1,0 +1,208 @@
+"""One task that writes all a process has to write: what waits goes into one transaction, and is answered once durable.
+
+While a transaction commits, the next batch gathers. Losing the database means refusing holds and records; closings
+stay here until they are durable, which is safe to repeat because each takes effect only while its hold is open.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from cost.balances import Balances
+from cost.entries import AttemptKey, Closing, Entry, Hold, Step
+from cost.errors import Overloaded
+from cost.settings import LedgerSettings
+from cost.store import LedgerStore, PeriodsMissing
+from kernel import AuditRecord, AuditSink, ChainHead, PlatformError, StoreUnavailable
+
+_FIRST_RETRY_SECONDS = 0.05
+_FAILURES_BEFORE_SINGLES = 3
+_TRIES_TO_OPEN_PERIODS = 3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What one transaction decided; it counts once the transaction is durable."""
+
+    head: ChainHead | None = None
+    opened: int = 0
+    refusals: dict[Step, PlatformError] = field(default_factory=dict)
+
+
+class Committer:
+    """The queue of steps and the task that empties it."""
+
+    def __init__(self, store: LedgerStore, audit: AuditSink, *, process: str, settings: LedgerSettings) -> None:
+        self._store = store
+        self._audit = audit
+        self._process = process
+        self._settings = settings
+        self._queue: deque[Step] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._failures = 0
+        self._committing = False
+        self._open = 0
+
+    @property
+    def open_holds(self) -> int:
+        """Holds of this process without a durable closing."""
+        return self._open
+
+    @property
+    def waiting(self) -> int:
+        """Steps that are not taken yet."""
+        return len(self._queue)
+
+    def submit(
+        self,
+        closings: Sequence[Closing] = (),
+        *,
+        hold: Hold | None = None,
+        record: AuditRecord | None = None,
+        refused: Callable[[PlatformError], AuditRecord] | None = None,
+    ) -> Step:
+        """Queue a step; never suspends. Raises Overloaded where the queue is full, but for steps that must last."""
+        step = Step(asyncio.get_running_loop().create_future(), tuple(closings), hold, record, refused)
+        if not step.must_last and (self._closing or len(self._queue) >= self._settings.queue_max):
+            raise Overloaded("Too many calls wait to be booked; try again in a moment.", retry_after_seconds=1.0)
+        self._queue.append(step)
+        self._wake.set()
+        return step
+
+    async def write(self, step: Step) -> None:
+        """Wait until the step is durable. Raises what it was refused for, or StoreUnavailable."""
+        refusal = await step.done
+        if refusal is not None:
+            raise refusal
+
+    async def run(self) -> None:
+        """Empty the queue until `close` was called and nothing is left."""
+        while True:
+            await self._something_to_do()
+            batch = self._take()
+            if batch:
+                await self._attempt(batch)
+            elif self._closing and not self._queue:
+                return
+
+    def close(self) -> None:
+        """Take no new holds; `run` ends once all closings are durable."""
+        self._closing = True
+        self._wake.set()
+
+    async def _something_to_do(self) -> None:
+        if self._failures:
+            # A new hold cuts the pause short: it is refused or served at once, and it is the probe.
+            pause = min(_FIRST_RETRY_SECONDS * 2**self._failures, self._settings.retry_seconds_max)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+        elif not self._queue and not self._closing:
+            await self._wake.wait()
+        self._wake.clear()
+
+    def _take(self) -> list[Step]:
+        # Steps that failed again and again go one by one, so that one that cannot be written holds up no other.
+        size = 1 if self._failures >= _FAILURES_BEFORE_SINGLES else self._settings.batch_max
+        batch: list[Step] = []
+        while self._queue and len(batch) < size:
+            step = self._queue.popleft()
+            if not step.done.cancelled() or step.must_last:
+                batch.append(step)
+        return batch
+
+    async def _attempt(self, batch: list[Step]) -> None:
+        try:
+            outcome = await self._commit(batch)
+        except Exception as failure:  # noqa: BLE001 - the loop must live; what failed is told to all who wait
+            self._failed(batch, failure)
+            return
+        if outcome.head is not None:
+            self._audit.advance(outcome.head)
+        if self._failures:
+            _log.warning("the books are written again after %d failures", self._failures)
+        self._failures = 0
+        self._open += outcome.opened
+        for step in batch:
+            if not step.done.done():
+                step.done.set_result(outcome.refusals.get(step))
+
+    async def _commit(self, batch: Sequence[Step]) -> _Outcome:
+        for _ in range(_TRIES_TO_OPEN_PERIODS):
+            self._committing = False
+            try:
+                async with asyncio.timeout(self._settings.commit_timeout_seconds):
+                    return await self._transact(batch)
+            except PeriodsMissing as missing:
+                # In a transaction of its own: rows that are made while others are locked could lock in a circle.
+                async with asyncio.timeout(self._settings.commit_timeout_seconds):
+                    await self._store.open_periods(missing.budgets)
+        raise StoreUnavailable("The books cannot open a period; try again in a moment.", retry_after_seconds=1.0)
+
+    async def _transact(self, batch: Sequence[Step]) -> _Outcome:
+        closings = [closing for step in batch for closing in step.closings if closing.hold.entry is not None]
+        holds = [step.hold for step in batch if step.hold is not None]
+        outcome = _Outcome()
+        async with self._store.transaction() as books:
+            balances = Balances(await books.now(), self._process, hold_nano_usd_max=self._settings.hold_nano_usd_max)
+            balances.load(await books.lock(balances.wanted(closings, holds)))
+            keys = [closing.hold.entry.key for closing in closings if closing.hold.entry is not None]
+            opened = await books.release(keys) if keys else set()
+            entries, records = _decide(batch, balances, opened, outcome)
+            await books.write(entries, balances.changes)
+            if records:
+                outcome.head = await books.record(self._audit, records)
+            self._committing = True
+        return outcome
+
+    def _failed(self, batch: list[Step], failure: Exception) -> None:
+        self._audit.forget()
+        self._failures += 1
+        if self._failures == 1:
+            _log.error("the books cannot be written: %s", type(failure).__name__)
+        for step in batch:
+            if step.hold is not None and not self._committing:
+                step.hold.entry = None  # rolled back for certain; otherwise whoever asked has it voided
+        waiting, self._queue = [*self._queue, *batch], deque()
+        self._queue.extend(step for step in waiting if step.must_last)
+        for step in waiting:
+            if not step.must_last and not step.done.done():
+                step.done.set_result(
+                    StoreUnavailable("The books cannot be written; try again in a moment.", retry_after_seconds=1.0)
+                )
+
+
+def _decide(
+    batch: Sequence[Step], balances: Balances, opened: set[AttemptKey], outcome: _Outcome
+) -> tuple[list[Entry], list[AuditRecord]]:
+    """Closings first, so that what they give back serves the holds of the same batch."""
+    entries: list[Entry] = []
+    records: list[AuditRecord] = []
+    for step in batch:
+        effective = False
+        for closing in step.closings:
+            held = closing.hold.entry
+            if held is not None and held.key in opened:
+                opened.remove(held.key)
+                entries.append(balances.close(closing))
+                effective = True
+                outcome.opened -= closing.hold.ask is not None
+        if step.record is not None and step.hold is None and (effective or not step.closings):
+            records.append(step.record)
+    for step in batch:
+        if step.hold is not None:
+            record = step.record
+            try:
+                entries.append(balances.grant(step.hold))
+                outcome.opened += 1
+            except PlatformError as refusal:
+                outcome.refusals[step] = refusal
+                record = step.refused(refusal) if step.refused is not None else None
+            if record is not None:
+                records.append(record)
+    return entries, records

@@ -1,0 +1,131 @@
+"""The lines of the ledger, and what a turn asks to be written. Deciding is in balances.py, writing in sql.py."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from cost.budgets import Budget, Period
+from cost.prices import Price
+from kernel import AuditRecord, Caller, Component, PlatformError, Target
+
+Kind = Literal["hold", "post", "void", "correction"]
+
+
+class AttemptKey(NamedTuple):
+    """Which call to a target, of which turn."""
+
+    turn_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An append-only line: step 0 holds, step 1 posts or voids, each further step corrects by a difference.
+
+    at: when it was written. held_at: when its attempt was held, which decides the periods of all its entries.
+    rates: on a hold, pico-dollars per token as they stood, so that an invoice is applied at the price of its day.
+    process: the process that wrote it. reason: why it is not simply what the provider said.
+    """
+
+    turn_id: str
+    attempt: int
+    step: int
+    kind: Kind
+    at: datetime
+    held_at: datetime
+    amount_nano_usd: int
+    estimated: bool
+    target: str
+    provider: str
+    upstream_model: str
+    price_id: str | None
+    department: str | None
+    app: str | None
+    key_id: str
+    user: str | None
+    use_case: str | None
+    data_class: str
+    process: str
+    periods: tuple[Period, ...] = ()
+    tokens: Mapping[Component, int] = field(default_factory=dict)
+    cost: Mapping[Component, int] = field(default_factory=dict)
+    rates: Mapping[Component, int] | None = None
+    provider_request_id: str | None = None
+    reason: str | None = None
+
+    @property
+    def key(self) -> AttemptKey:
+        """The attempt it belongs to."""
+        return AttemptKey(self.turn_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEntries:
+    """All lines of one turn, by attempt and step."""
+
+    turn_id: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a hold must cover. output_tokens: ceiling per choice. budgets: those it counts against, by id."""
+
+    key: AttemptKey
+    target: Target
+    caller: Caller
+    price: Price | None
+    budgets: tuple[Budget, ...]
+    input_tokens: int
+    output_tokens: int
+    output_tokens_min: int
+    choices: int
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """Money set aside, or about to be. `entry` is its line once it was granted; `output_tokens` the ceiling it covers.
+
+    A hold that a dead process left behind has no ask.
+    """
+
+    ask: Ask | None
+    entry: Entry | None = None
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How an attempt ends. It takes effect if its hold is open, once."""
+
+    hold: Hold
+    kind: Literal["post", "void"]
+    amount_nano_usd: int | None = None  # None: what was held
+    estimated: bool = False
+    tokens: Mapping[Component, int] = field(default_factory=dict)
+    cost: Mapping[Component, int] = field(default_factory=dict)
+    provider_request_id: str | None = None
+    reason: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """What is written together or not at all.
+
+    done: None once durable, or what it was refused for; cancelled by a waiter that gave up.
+    record: for the trail; beside closings it is written only if one of them took effect, so a repetition adds nothing.
+    refused: the record that is written instead if the hold is refused.
+    """
+
+    done: asyncio.Future[PlatformError | None]
+    closings: tuple[Closing, ...] = ()
+    hold: Hold | None = None
+    record: AuditRecord | None = None
+    refused: Callable[[PlatformError], AuditRecord] | None = None
+
+    @property
+    def must_last(self) -> bool:
+        """Whether it is tried until it is durable; anything else is given back to whoever waits."""
+        return self.hold is None and bool(self.closings)

@@ -1,0 +1,79 @@
+"""What tokens cost, in integers. It prices usage, bounds what a call can cost, and inverts that bound.
+
+It does not choose which price is in force; budgets.Book does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from kernel import Component, Usage
+
+_PICO_PER_NANO = 1000
+_UNBOUNDED = 10**9
+_FALLBACKS = ((Component.CACHED_INPUT, Component.INPUT), (Component.REASONING, Component.OUTPUT))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An amount and its parts. `estimated` where a component had to be billed at another's price."""
+
+    nano_usd: int
+    components: Mapping[Component, int] = field(default_factory=dict)
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Pico-dollars per token by component; input and output are always among them.
+
+    id: `name@version` of the document it was declared by.
+    """
+
+    id: str
+    pico_usd_per_token: Mapping[Component, int]
+    valid_from: datetime
+
+    def cost(self, usage: Usage) -> Cost:
+        """What `usage` costs: each component rounded up once, in nano-dollars."""
+        rates, parts, estimated = self.pico_usd_per_token, dict[Component, int](), False
+        for part, tokens in usage.tokens.items():
+            if tokens:
+                rate = rates.get(part)
+                if rate is None:
+                    fallback = dict(_FALLBACKS).get(part)
+                    estimated = estimated or fallback is None
+                    rate = self._dearest(is_output=part.is_output) if fallback is None else rates[fallback]
+                parts[part] = -(-tokens * rate // _PICO_PER_NANO)
+        return Cost(sum(parts.values()), parts, estimated)
+
+    def worst_case(self, input_tokens: int, output_tokens: int) -> int:
+        """Nano-dollars that no split of so many tokens over components can exceed."""
+        return self._bound(input_tokens, is_output=False) + self._bound(output_tokens, is_output=True)
+
+    def output_tokens_within(self, nano_usd: int, input_tokens: int, choices: int) -> int:
+        """The most output tokens per choice whose worst case is at most `nano_usd`; 0 where not one fits.
+
+        A price without output rates bounds nothing: the answer is then a thousand million.
+        """
+        spare = nano_usd - self._bound(input_tokens, is_output=False)
+        rate = self._dearest(is_output=True)
+        if spare < 0 or rate == 0:
+            return 0 if spare < 0 else _UNBOUNDED
+        return max(0, (spare - _slack(is_output=True)) * _PICO_PER_NANO // rate // choices)
+
+    def _bound(self, tokens: int, *, is_output: bool) -> int:
+        rate = self._dearest(is_output=is_output)
+        return -(-tokens * rate // _PICO_PER_NANO) + _slack(is_output=is_output) if tokens and rate else 0
+
+    def _dearest(self, *, is_output: bool) -> int:
+        return max(rate for part, rate in self.pico_usd_per_token.items() if part.is_output is is_output)
+
+
+def _slack(*, is_output: bool) -> int:
+    # Rounding up n parts instead of their sum costs at most n - 1 more; a provider may split over all of them.
+    return _OUTPUT_SLACK if is_output else _INPUT_SLACK
+
+
+_OUTPUT_SLACK = sum(part.is_output for part in Component) - 1
+_INPUT_SLACK = len(Component) - _OUTPUT_SLACK - 2

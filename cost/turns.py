@@ -1,0 +1,316 @@
+"""A turn and its attempts as the hot path sees them: hold, do, and leave; the books follow by themselves.
+
+Plain classes instead of context-manager functions, because every call passes here and those cost six times as much.
+Leaving never suspends, so a caller that hangs up cannot leave anything open. What an upstream's error says about
+money and cures is read here and nowhere else.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from cost.budgets import Book
+from cost.committer import Committer
+from cost.entries import Ask, AttemptKey, Closing, Hold, Step
+from cost.errors import ModelUnpriced, NoTarget, Overloaded
+from cost.prices import Cost
+from cost.settings import LedgerSettings
+from kernel import AuditRecord, Caller, ChatRequest, Clock, Plan, PlatformError, StoreUnavailable, Target, Usage
+
+_PLAUSIBLE_TOKENS_MAX = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What all turns of a process share."""
+
+    book: Callable[[], Book]
+    committer: Committer
+    clock: Clock
+    settings: LedgerSettings
+
+
+class Turn:
+    """One request in the books, from its first hold to its last closing.
+
+    target: the one that answered. usage: what the provider last reported. notes: merged into the outcome's record.
+    milliseconds: time spent holding and doing, over all attempts.
+    """
+
+    def __init__(self, desk: Desk, caller: Caller, request: ChatRequest, plan: Plan, admission: AuditRecord) -> None:
+        assert admission.turn_id is not None
+        self.id = admission.turn_id
+        self.attempts: list[Attempt] = []
+        self.target: Target | None = None
+        self.usage: Usage | None = None
+        self.notes: dict[str, Any] = {}
+        self.milliseconds: dict[str, float] = {"hold": 0.0, "do": 0.0}
+        self._desk = desk
+        self._caller = caller
+        self._request = request
+        self._plan = plan
+        self._admission = admission
+        self._asked = 0
+        self._failure: PlatformError | None = None
+        self._unsettled: list[Closing] = []
+        self._last: Step | None = None
+        self._over = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._over:
+            return
+        self._over = True
+        record = self._ending(error)
+        if self._unsettled:
+            self._last = self._desk.committer.submit(self._unsettled, record=record)
+        elif not self._asked:
+            with contextlib.suppress(Overloaded):
+                refusal = error if isinstance(error, PlatformError) else self.failure()
+                self._last = self._desk.committer.submit(record=self._refusal(refusal))
+
+    def attempt(self, target: Target) -> "Attempt":
+        """The next call of this turn; entering it holds its worst case durably."""
+        self._asked += 1
+        return Attempt(self, target, self._asked)
+
+    def failure(self) -> PlatformError:
+        """Why no target answered: what the last one said."""
+        return self._failure or NoTarget(f"No target of `{self._plan.requested}` could be asked.")
+
+    async def settled(self) -> None:
+        """Wait until everything this turn wrote is durable."""
+        if self._last is not None:
+            await asyncio.shield(self._last.done)
+
+    @property
+    def cost_nano_usd(self) -> int:
+        """What this turn has cost so far, known as soon as usage is."""
+        return sum(attempt.cost_nano_usd for attempt in self.attempts)
+
+    async def hold(self, attempt: "Attempt") -> Hold:
+        """Set the attempt's worst case aside, durably. A fallback that cannot be held leaves the failure standing."""
+        began = self.now()
+        try:
+            held = await self._hold(attempt)
+        except PlatformError as refusal:
+            if attempt.number > 1:
+                raise self.failure() from refusal
+            raise
+        finally:
+            self._spend_time("hold", began)
+        self.attempts.append(attempt)
+        return held
+
+    def now(self) -> float:
+        """Seconds on the clock that durations are taken from."""
+        return self._desk.clock.monotonic()
+
+    def close(self, attempt: "Attempt", closing: Closing, error: BaseException | None) -> None:
+        """Keep the closing for the next step: with the next hold, or with the outcome."""
+        self._unsettled.append(closing)
+        self._spend_time("do", attempt.began)
+        if error is None:
+            self.target = attempt.target
+        elif isinstance(error, PlatformError):
+            self._failure = error
+
+    async def _hold(self, attempt: "Attempt") -> Hold:
+        first, committer = attempt.number == 1, self._desk.committer
+        hold = Hold(ask := self._ask(attempt))
+        if ask.price is None and not ask.target.unpriced:
+            unpriced = ModelUnpriced(f"`{ask.target.name}` has no price in force; an operator has to declare one.")
+            if first:
+                self._over = True
+                await committer.write(committer.submit(record=self._refusal(unpriced)))
+            raise unpriced
+        try:
+            step = committer.submit(
+                self._unsettled,
+                hold=hold,
+                record=self._admission if first else None,
+                refused=self._refusal if first else lambda _: self._ending(None),
+            )
+            await committer.write(step)
+        except (StoreUnavailable, asyncio.CancelledError) as lost:
+            if hold.entry is not None or isinstance(lost, asyncio.CancelledError):
+                # It may be durable all the same. The closing finds nothing to close if it is not.
+                self._unsettled.append(Closing(hold, "void", 0, reason="unknown"))
+            raise
+        except PlatformError:
+            self._over = True
+            raise
+        self._unsettled.clear()
+        return hold
+
+    def _ask(self, attempt: "Attempt") -> Ask:
+        request, target, book = self._request, attempt.target, self._desk.book()
+        asked, bound = request.output_tokens_max, request.input_tokens_max
+        return Ask(
+            key=AttemptKey(self.id, attempt.number),
+            target=target,
+            caller=self._caller,
+            price=book.price(target.name, self._desk.clock.now()),
+            budgets=book.budgets(self._caller),
+            input_tokens=target.context_tokens if bound is None else bound,
+            output_tokens=target.output_tokens_max if asked is None else min(asked, target.output_tokens_max),
+            output_tokens_min=self._desk.settings.output_tokens_min,
+            choices=request.choices,
+        )
+
+    def _spend_time(self, beat: str, began: float) -> None:
+        spent = (self.now() - began) * 1000
+        self.milliseconds[beat] = round(self.milliseconds[beat] + spent, 3)
+
+    def _refusal(self, error: PlatformError) -> AuditRecord:
+        body = {**self._admission.body, **self.notes, "status": error.status, "code": error.code}
+        return replace(self._admission, event="turn.refused", body=body)
+
+    def _ending(self, error: BaseException | None) -> AuditRecord:
+        outcome, status, code = self._outcome(error)
+        body = {
+            "outcome": outcome,
+            "status": status,
+            "code": code,
+            "attempts": [attempt.summary() for attempt in self.attempts],
+            "cost_nano_usd": self.cost_nano_usd,
+            "estimated": any(attempt.is_estimated for attempt in self.attempts),
+            "ended_at": self._desk.clock.now().isoformat(),
+            "milliseconds": dict(self.milliseconds),
+        }
+        return replace(self._admission, event="turn.ended", body=body | self.notes)
+
+    def _outcome(self, error: BaseException | None) -> tuple[str, int, str | None]:
+        if self.target is not None:
+            return "answered", 200, None
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return "caller_gone", 499, "caller_gone"
+        told = self.failure() if error is None else error
+        if isinstance(told, PlatformError):
+            return "failed", told.status, told.code
+        return "failed", PlatformError.status, PlatformError.code
+
+
+class Attempt:
+    """One call to one target: held before anything is sent, posted or voided on the way out.
+
+    output_tokens_max: the ceiling per choice that is paid for. was_lowered: it is less than was asked for.
+    """
+
+    def __init__(self, turn: Turn, target: Target, number: int) -> None:
+        self.target = target
+        self.number = number
+        self.output_tokens_max = 0
+        self.held_nano_usd = 0
+        self.cost_nano_usd = 0
+        self.was_lowered = self.is_answered = self.is_estimated = False
+        self.began = 0.0
+        self._turn = turn
+        self._hold: Hold | None = None
+        self._is_sent = False
+        self._usage: Usage | None = None
+        self._cost = Cost(0)
+        self._provider_request_id: str | None = None
+        self._closing: Closing | None = None
+
+    async def __aenter__(self) -> Self:
+        turn = self._turn
+        self._hold = hold = await turn.hold(self)
+        assert hold.entry is not None
+        assert hold.ask is not None
+        self.output_tokens_max, self.held_nano_usd = hold.output_tokens, hold.entry.amount_nano_usd
+        self.was_lowered = hold.output_tokens < hold.ask.output_tokens
+        self.began = turn.now()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._closing = closing = self._close(error)
+        self.is_estimated = closing.estimated
+        if closing.amount_nano_usd is None:
+            self.cost_nano_usd = self.held_nano_usd
+        self._turn.close(self, closing, error)
+        return _is_curable(error) and not self.is_answered
+
+    def sent(self) -> None:
+        """The first byte is about to leave for the target: from here on the provider may bill."""
+        self._is_sent = True
+
+    def replied(self, provider_request_id: str | None) -> None:
+        """The provider named the call."""
+        self._provider_request_id = provider_request_id or self._provider_request_id
+
+    def answered(self) -> None:
+        """The first content has left for the caller: from here on no other target may answer."""
+        self.is_answered = self._is_sent = True
+
+    def use(self, usage: Usage | None, provider_request_id: str | None = None) -> None:
+        """What the provider says was used. The last word counts and is never added to the one before; None is none.
+
+        Numbers that cannot be meant are passed over, as if the provider had said nothing.
+        """
+        self.replied(provider_request_id)
+        if usage is None or not _is_plausible(usage):
+            return
+        assert self._hold is not None
+        assert self._hold.ask is not None
+        price = self._hold.ask.price
+        self._usage = self._turn.usage = usage
+        self._cost = price.cost(usage) if price else Cost(0)
+        self.cost_nano_usd = self._cost.nano_usd
+
+    def summary(self) -> dict[str, Any]:
+        """What the trail keeps of this attempt."""
+        closing = self._closing
+        ending = {"end": closing.kind, "reason": closing.reason} if closing else {"end": None, "reason": None}
+        return {"target": self.target.name, "cost_nano_usd": self.cost_nano_usd, **ending}
+
+    def _close(self, error: BaseException | None) -> Closing:
+        assert self._hold is not None
+        assert self._hold.ask is not None
+        close = Closing(self._hold, "post", provider_request_id=self._provider_request_id)
+        if self._usage is not None:
+            reason = "unpriced" if self._hold.ask.price is None else None
+            if self._cost.nano_usd > self.held_nano_usd:
+                reason = "over_hold"  # The books follow the invoice even where a bound did not hold.
+            return replace(
+                close,
+                amount_nano_usd=self._cost.nano_usd,
+                estimated=self._cost.estimated,
+                tokens=self._usage.tokens,
+                cost=self._cost.components,
+                reason=reason,
+            )
+        if not self._is_sent or _is_unbilled(error):
+            return replace(close, kind="void", amount_nano_usd=0, reason=_why(error) if self._is_sent else "not_sent")
+        # Nobody said what it came to. What was held is the only figure that cannot be below the invoice.
+        return replace(close, estimated=True, reason=_why(error))
+
+
+def _is_plausible(usage: Usage) -> bool:
+    counts = usage.tokens.values()
+    return all(count >= 0 for count in counts) and sum(counts) <= _PLAUSIBLE_TOKENS_MAX
+
+
+def _is_unbilled(error: BaseException | None) -> bool:
+    return isinstance(error, PlatformError) and bool(getattr(error, "unbilled", False))
+
+
+def _is_curable(error: BaseException | None) -> bool:
+    return isinstance(error, PlatformError) and bool(getattr(error, "curable", False))
+
+
+def _why(error: BaseException | None) -> str:
+    if isinstance(error, PlatformError):
+        return error.code
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "caller_gone"
+    return "no_usage" if error is None else "internal_error"

@@ -1,0 +1,99 @@
+"""A chat turn from admission to settlement, read downward. Each line is one step; the noun does the work.
+
+No step hides in middleware or a callback. It awaits four things: limits, hold, upstream, settle.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from cost import Attempt, Ledger
+from gateway.trace import Trace
+from governance import Limits, Policy
+from kernel import Caller, ChatReply, ChatRequest, Chunk, Plan
+from router import Catalogue, ModelNotFound, UpstreamCall, Upstreams
+
+_BYTES_PER_TOKEN = 4
+_QUIET_CHUNKS_MAX = 64
+
+
+class Chat:
+    """Answers chat requests through the five beats, whole or streamed."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Callable[[], Catalogue],
+        policy: Policy,
+        limits: Limits,
+        ledger: Ledger,
+        upstreams: Upstreams,
+    ) -> None:
+        self.catalogue = catalogue
+        self.policy = policy
+        self.limits = limits
+        self.ledger = ledger
+        self.upstreams = upstreams
+
+    async def complete(self, caller: Caller, request: ChatRequest, trace: Trace) -> ChatReply:
+        """The whole answer of the first target that gives one. Raises PlatformError."""
+        caller, plan = await self._admit(caller, request, trace)
+        async with self.ledger.turn(caller, request, plan, trace.admission()) as turn:
+            trace.turn = turn
+            for target in plan:
+                async with turn.attempt(target) as attempt:
+                    paid = request.limited(attempt.output_tokens_max)
+                    reply = await self.upstreams.complete(target, paid, _call(trace, attempt))
+                    attempt.use(reply.usage, reply.provider_request_id)
+                    return reply
+        raise turn.failure()
+
+    async def stream(self, caller: Caller, request: ChatRequest, trace: Trace) -> AsyncGenerator[Chunk, None]:
+        """The answer event by event; after the first content no other target is tried. Raises PlatformError.
+
+        Events without content are kept back until content comes, so that a target which fails before it has
+        said anything leaves no trace in the answer of the next.
+        """
+        caller, plan = await self._admit(caller, request, trace)
+        async with self.ledger.turn(caller, request, plan, trace.admission()) as turn:
+            trace.turn = turn
+            for target in plan:
+                async with turn.attempt(target) as attempt:
+                    paid, quiet = request.limited(attempt.output_tokens_max), list[Chunk]()
+                    async with aclosing(self.upstreams.stream(target, paid, _call(trace, attempt))) as chunks:
+                        async for chunk in chunks:
+                            attempt.use(chunk.usage, chunk.provider_request_id)
+                            quiet.append(chunk)
+                            if chunk.content or attempt.is_answered or len(quiet) > _QUIET_CHUNKS_MAX:
+                                attempt.answered()
+                                for told in quiet:
+                                    yield told
+                                quiet.clear()
+                    for told in quiet:
+                        yield told
+                    return
+        raise turn.failure()
+
+    async def _admit(self, caller: Caller, request: ChatRequest, trace: Trace) -> tuple[Caller, Plan]:
+        trace.caller = caller = caller.raised(request.hints.data_class or caller.data_class)
+        plan = self._known(caller, request.model)  # 404 for what it may not know of
+        trace.facts["requested"] = request.model
+        trace.caller = caller = replace(caller, use_case=self.policy.use_case(caller, request.hints.use_case))
+        plan, verdict = self.policy.allowed(caller, plan)  # 403 before anything costs
+        trace.facts |= {"plan": [target.name for target in plan], "policy": verdict.as_json()}
+        trace.permit = permit = self.limits.take(caller)  # requests per minute, turns at a time: 429
+        permit.take_tokens((request.input_tokens_max or 0) // _BYTES_PER_TOKEN + (request.output_tokens_max or 0))
+        trace.facts["limits"] = permit.headers() | ({"observed": permit.observed} if permit.observed else {})
+        trace.beat("admit")
+        return caller, plan
+
+    def _known(self, caller: Caller, model: str) -> Plan:
+        plan = self.catalogue().plan(model)
+        visible = tuple(target for target in plan if self.policy.visible(caller, target))
+        if not visible:
+            raise ModelNotFound(model)
+        return replace(plan, targets=visible)
+
+
+def _call(trace: Trace, attempt: Attempt) -> UpstreamCall:
+    return UpstreamCall(reference=f"{trace.turn_id}/{attempt.number}", sent=attempt.sent)

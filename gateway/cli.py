@@ -1,0 +1,284 @@
+"""The `penstock` command: a thin reader of arguments over the same objects that serve. It decides nothing.
+
+Commands work on the store named by the settings; a serving process takes their changes in within two seconds.
+"""
+
+import asyncio
+import getpass
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from cost import BudgetState, ReconcileReport, read_csv, read_jsonl
+from gateway.doctor import diagnose
+from gateway.ownership import AlreadyServed
+from gateway.schema import SchemaNewer, migrate
+from gateway.secrets import SecretsUnusable
+from gateway.serve import serve as run_server
+from gateway.settings import Settings
+from gateway.wiring import Platform, build
+from governance import Change, NewKey, render
+from kernel import PlatformError, Role, format_usd
+
+Result = TypeVar("Result")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+File = Annotated[Path, typer.Option("--file", "-f", help="YAML or JSON file of declarations.", exists=True)]
+
+Prune = Annotated[bool, typer.Option("--prune", help="Also withdraw what the file does not name.")]
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+keys_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke keys.")
+audit_app = typer.Typer(no_args_is_help=True, help="Verify the audit trail.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
+
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; a failure is one line that names the cure, and exit status 1."""
+    try:
+        app()
+    except (PlatformError, SecretsUnusable, AlreadyServed, SchemaNewer) as refused:
+        _err.print(f"penstock: {refused}", markup=False)
+        raise SystemExit(1) from None
+    except ValidationError as wrong:
+        for problem in wrong.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            _err.print(f"penstock: setting {name}: {problem['msg']}", markup=False)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def serve() -> None:
+    """Serve the gateway. Example: PENSTOCK_PORT=9000 penstock serve."""
+    run_server(Settings())
+
+
+@app.command("migrate")
+def migrate_() -> None:
+    """Bring the store's schema to this release. Example: penstock migrate."""
+    _run(lambda platform: migrate(platform.engine), migrated=False)
+    _out.print("the schema is current")
+
+
+@app.command()
+def plan(file: File, *, prune: Prune = False, as_json: Json = False) -> None:
+    """Show what applying a file would change. Example: penstock plan -f company.yaml."""
+    changes = _run(lambda platform: platform.register.plan(platform.register.parse(file.read_text()), prune=prune))
+    _show_changes(changes, as_json=as_json)
+
+
+@app.command("apply")
+def apply_(file: File, *, prune: Prune = False, as_json: Json = False) -> None:
+    """Declare what a file says. Example: penstock apply -f company.yaml."""
+
+    async def work(platform: Platform) -> list[Change]:
+        wanted = platform.register.parse(file.read_text())
+        return await platform.register.apply(wanted, by=_author(), prune=prune)
+
+    changes = _run(work)
+    _show_changes(changes, as_json=as_json)
+
+
+@app.command()
+def export() -> None:
+    """Print everything declared as a file that `apply` takes. Example: penstock export > all.yaml."""
+    _out.print(_run(_export), markup=False, highlight=False, end="")
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    *,
+    for_app: Annotated[str | None, typer.Option("--app", help="The app that will use it.")] = None,
+    user: Annotated[str | None, typer.Option(help="The person who will use it.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="Roles of an operator's key.")] = None,
+    days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key; it is shown once. Example: penstock keys create billing-bot --app billing."""
+    expires = datetime.now(UTC) + timedelta(days=days) if days else None
+    new = NewKey(name=name, app=for_app, user=user, roles=frozenset(map(Role, role or ())), expires_at=expires)
+    made = _run(lambda platform: platform.keys.create(new, by=_author()))
+    _show([{"id": made.id, "key": made.key}], as_json=as_json)
+
+
+@keys_app.command("list")
+def keys_list(*, as_json: Json = False) -> None:
+    """List keys, without the keys themselves. Example: penstock keys list --json."""
+    _show([msgspec.to_builtins(key) for key in _run(lambda platform: platform.keys.listing())], as_json=as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: str) -> None:
+    """Revoke a key on every replica within two seconds. Example: penstock keys revoke key_01..."""
+    _run(lambda platform: platform.keys.revoke(key_id, by=_author()))
+    _out.print(f"{key_id} is revoked", markup=False)
+
+
+@app.command()
+def credential(
+    name: Annotated[str, typer.Argument(help="The name that providers refer to.")],
+    *,
+    from_file: Annotated[Path | None, typer.Option("--from-file", help="Read the secret from a file.")] = None,
+) -> None:
+    """Seal a provider's key; asks for it unless a file is given. Example: penstock credential openai."""
+    secret = from_file.read_text().strip() if from_file else getpass.getpass(f"secret for {name}: ")
+    _run(lambda platform: platform.credentials.put(name, secret, by=_author()))
+    _out.print(f"{name} is sealed", markup=False)
+
+
+@app.command()
+def budgets(*, as_json: Json = False) -> None:
+    """Show each budget: limit, posted, held, remaining. Example: penstock budgets."""
+    states = _run(lambda platform: platform.spend.budget_states())
+    _show([_budget_row(state) for state in states], as_json=as_json)
+
+
+@app.command()
+def spend(
+    *,
+    by: Annotated[
+        str, typer.Option(help="Comma-separated: department, app, key, user, model, day, month.")
+    ] = "department",
+    since: Annotated[datetime | None, typer.Option(help="From this UTC day on; default: this month.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Before this UTC day; default: now.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what was spent. Example: penstock spend --by app,model --since 2026-11-01."""
+    first, last = _window(since, until)
+    rows = _run(lambda platform: platform.spend.report(by.split(","), since=first, until=last))
+    _show([dict(row.group) | {k: v for k, v in _plain(row).items() if k != "group"} for row in rows], as_json=as_json)
+
+
+@app.command()
+def reconcile(
+    file: Annotated[Path, typer.Option("--file", "-f", help="The provider's invoice, JSONL or CSV.", exists=True)],
+    *,
+    since: Annotated[datetime | None, typer.Option(help="From this UTC day on; default: this month.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Before this UTC day; default: now.")] = None,
+    complete: Annotated[bool, typer.Option(help="The file holds every line of that time.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Correct the books to a provider's invoice. Example: penstock reconcile -f invoice.jsonl --complete."""
+    since_at, until_at = _window(since, until)
+    read = read_csv if file.suffix == ".csv" else read_jsonl
+    lines = read(file.read_text())
+
+    async def work(platform: Platform) -> ReconcileReport:
+        return await platform.reconciliation.run(lines, since=since_at, until=until_at, complete=complete, by=_author())
+
+    _show([_plain(_run(work))], as_json=as_json)
+
+
+@audit_app.command("verify")
+def audit_verify(*, as_json: Json = False) -> None:
+    """Walk every chain of the trail; exit 1 at the first record that does not fit. Example: penstock audit verify."""
+    verdict = _run(lambda platform: platform.trail.verify())
+    _show([_plain(verdict)], as_json=as_json)
+    if not verdict.intact:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(*, as_json: Json = False) -> None:
+    """Check every dependency and name the cure of what is wrong. Example: penstock doctor."""
+    findings = asyncio.run(diagnose(Settings()))
+    _show([_plain(finding) for finding in findings], as_json=as_json)
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _run(work: Callable[[Platform], Awaitable[Result]], *, migrated: bool = True) -> Result:
+    async def run() -> Result:
+        platform = build(Settings())
+        try:
+            if migrated:
+                await migrate(platform.engine)
+                await platform.feed.load()
+            return await work(platform)
+        finally:
+            await platform.engine.dispose()
+
+    return asyncio.run(run())
+
+
+async def _export(platform: Platform) -> str:
+    _, documents = await platform.register.load()
+    return render(platform.register.export(documents))
+
+
+def _window(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+    now = datetime.now(UTC)
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (
+        since.replace(tzinfo=UTC) if since else month,
+        until.replace(tzinfo=UTC) if until else now + timedelta(seconds=1),
+    )
+
+
+def _author() -> str:
+    return f"cli:{getpass.getuser()}"
+
+
+def _plain(row: object) -> dict[str, Any]:
+    """A row for people: dollars instead of nano-dollars."""
+    plain = msgspec.to_builtins(row)
+    assert isinstance(plain, dict)
+    return {
+        name.replace("_nano_usd", "_usd"): format_usd(value) if name.endswith("_nano_usd") else value
+        for name, value in plain.items()
+    }
+
+
+def _budget_row(state: BudgetState) -> dict[str, Any]:
+    budget = state.budget
+    return {
+        "budget": budget.id,
+        "of": f"{budget.scope} {budget.of}",
+        "period": state.period,
+        "limit_usd": format_usd(budget.limit_nano_usd),
+        "posted_usd": format_usd(state.posted_nano_usd),
+        "held_usd": format_usd(state.held_nano_usd),
+        "remaining_usd": format_usd(state.remaining_nano_usd),
+        "hard": budget.hard,
+    }
+
+
+def _show_changes(changes: list[Change], *, as_json: bool) -> None:
+    rows = [msgspec.to_builtins(change) for change in changes]
+    told = [row for row in rows if row["action"] != "unchanged"]
+    if as_json or told:
+        _show(rows if as_json else told, as_json=as_json)
+    else:
+        _out.print("nothing to change")
+
+
+def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        _out.print(msgspec.json.format(msgspec.json.encode(rows)).decode(), markup=False, highlight=False)
+        return
+    if not rows:
+        _out.print("nothing to show")
+        return
+    table = Table(*rows[0].keys(), box=None)
+    for row in rows:
+        table.add_row(
+            *(
+                value
+                if isinstance(value, str)
+                else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+                for value in row.values()
+            )
+        )
+    _out.print(table)

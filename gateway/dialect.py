@@ -1,0 +1,184 @@
+"""OpenAI's chat wire as callers speak it: a body and headers in, a `ChatRequest` or a 400 that names the field.
+
+It reads the few facts the gate needs and keeps every other member as the bytes it was. What providers answer is
+router's to read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from gateway.errors import InvalidRequest
+from kernel import ChatRequest, DataClass, Hints
+
+_CHOICES_MAX = 128
+_MESSAGES_MAX = 20_000
+_TEXT_PARTS = frozenset({"text", "refusal", "input_text"})
+# What providers add to a prompt by themselves: role marks, a default system text, instructions for tools.
+_OVERHEAD_TOKENS = 64
+_OVERHEAD_TOKENS_MESSAGE = 8
+_OVERHEAD_TOKENS_TOOLS = 1024
+_NOT_PROMPT = frozenset({"model", "messages", "stream", "stream_options", "metadata", "user", "store", "penstock"})
+_HINT_HEADERS = {
+    "use_case": "x-use-case",
+    "data_class": "x-data-class",
+    "task_type": "x-task-type",
+    "max_latency_ms": "x-max-latency-ms",
+    "quality_level": "x-quality-level",
+}
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+
+
+class _StreamOptions(Struct):
+    include_usage: bool = False
+
+
+class _Facts(Struct):
+    """The members of a body that the gate reads, with their types."""
+
+    model: str
+    messages: list[dict[str, Raw]]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    modalities: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    penstock: dict[str, Any] | UnsetType = UNSET
+
+
+class _Part(Struct):
+    type: str = "text"
+    text: str | None = None
+    refusal: str | None = None
+
+
+_facts = msgspec.json.Decoder(_Facts)
+_content = msgspec.json.Decoder(str | list[_Part] | None)
+
+
+def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
+    """The request in `body`. Raises InvalidRequest naming the first field at fault.
+
+    headers: names in lower case.
+    """
+    try:
+        fields, facts = _members.decode(body), _facts.decode(body)
+    except msgspec.ValidationError as wrong:
+        raise InvalidRequest(_explain(str(wrong)), param=_param(str(wrong))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("The body is not valid JSON in UTF-8; send one JSON object.") from None
+    _check(facts)
+    hints = read_hints(facts, headers)
+    fields.pop("penstock", None)
+    return ChatRequest(
+        model=facts.model,
+        fields=fields,
+        stream=bool(facts.stream),
+        include_usage=facts.stream_options is not None and facts.stream_options.include_usage,
+        choices=1 if facts.n is None else facts.n,
+        input_tokens_max=_input_tokens_max(facts, fields),
+        output_tokens_max=facts.max_tokens if facts.max_completion_tokens is None else facts.max_completion_tokens,
+        hints=hints,
+    )
+
+
+def read_hints(facts: _Facts, headers: Mapping[str, str]) -> Hints:
+    """What the caller said beside the request: header first, then `penstock` in the body, then `metadata`."""
+    said: dict[str, Any] = {}
+    if facts.metadata:
+        said |= {name: facts.metadata[name] for name in _HINT_HEADERS if name in facts.metadata}
+    own = facts.penstock if isinstance(facts.penstock, dict) else {}
+    unknown = own.keys() - _HINT_HEADERS.keys() - {"tags"}
+    if unknown:
+        name = min(unknown)
+        raise InvalidRequest(
+            f"penstock.{name} is not a hint; known are {', '.join([*_HINT_HEADERS, 'tags'])}.", param=f"penstock.{name}"
+        )
+    said |= own
+    said |= {name: headers[header] for name, header in _HINT_HEADERS.items() if header in headers}
+    try:
+        return Hints(
+            use_case=_word(said, "use_case"),
+            data_class=DataClass.parse(said["data_class"]) if "data_class" in said else None,
+            task_type=_word(said, "task_type"),
+            max_latency_ms=int(said["max_latency_ms"]) if "max_latency_ms" in said else None,
+            quality_level=_word(said, "quality_level"),
+            tags=tuple(msgspec.convert(said.get("tags", ()), tuple[str, ...])),
+        )
+    except (KeyError, AttributeError):
+        raise InvalidRequest(
+            "data_class (header X-Data-Class) must be one of public, internal, confidential, restricted.",
+            param="data_class",
+        ) from None
+    except (ValueError, TypeError):
+        raise InvalidRequest(
+            "max_latency_ms must be a whole number and tags a list of strings.", param="penstock"
+        ) from None
+
+
+def _word(said: Mapping[str, Any], name: str) -> str | None:
+    word = said.get(name)
+    if word is not None and (not isinstance(word, str) or not 0 < len(word) <= 128):  # noqa: PLR2004 - as in the text
+        raise InvalidRequest(f"{name} must be a string of 1 to 128 characters.", param=name)
+    return word
+
+
+def _check(facts: _Facts) -> None:
+    if not facts.model:
+        raise InvalidRequest("model must not be empty; name a model or an alias.", param="model")
+    if not 0 < len(facts.messages) <= _MESSAGES_MAX:
+        raise InvalidRequest(f"messages must hold 1 to {_MESSAGES_MAX} messages.", param="messages")
+    if facts.n is not None and not 1 <= facts.n <= _CHOICES_MAX:
+        raise InvalidRequest(f"n must be between 1 and {_CHOICES_MAX}.", param="n")
+    for name in ("max_tokens", "max_completion_tokens"):
+        ceiling = getattr(facts, name)
+        if ceiling is not None and ceiling < 1:
+            raise InvalidRequest(f"{name} must be at least 1.", param=name)
+
+
+def _input_tokens_max(facts: _Facts, fields: Mapping[str, Raw]) -> int | None:
+    """A bound no byte-level tokenizer exceeds: a token is at least one byte of UTF-8."""
+    if facts.modalities and facts.modalities != ["text"]:
+        return None
+    total = _OVERHEAD_TOKENS + len(facts.messages) * _OVERHEAD_TOKENS_MESSAGE
+    for at, message in enumerate(facts.messages):
+        if "role" not in message:
+            raise InvalidRequest(f"messages[{at}].role is missing.", param=f"messages[{at}].role")
+        for name, raw in message.items():
+            size = _content_bytes(raw, at) if name == "content" else len(memoryview(raw))
+            if size is None:
+                return None
+            total += size
+    total += sum(len(memoryview(raw)) for name, raw in fields.items() if name not in _NOT_PROMPT)
+    return total + (_OVERHEAD_TOKENS_TOOLS if "tools" in fields or "functions" in fields else 0)
+
+
+def _content_bytes(raw: Raw, at: int) -> int | None:
+    try:
+        content = _content.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise InvalidRequest(
+            f"messages[{at}].content must be a string or a list of parts.", param=f"messages[{at}].content"
+        ) from None
+    if isinstance(content, str):
+        return len(content.encode())
+    if content and any(part.type not in _TEXT_PARTS for part in content):
+        return None
+    return sum(len((part.text or part.refusal or "").encode()) for part in content or ())
+
+
+def _param(reason: str) -> str | None:
+    """The path in msgspec's message, without its root: `$.messages[...].role` is `messages[].role`."""
+    if "missing required field" in reason:
+        return reason.split("`")[1]
+    return reason.split("`$.")[1].rstrip("`").replace("[...]", "[]") if "`$." in reason else None
+
+
+def _explain(reason: str) -> str:
+    """Msgspec says what was expected and what it got, never the value itself."""
+    return reason.replace("`$.", "`").replace(" - at `", " in `") + "."

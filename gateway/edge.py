@@ -1,0 +1,331 @@
+"""The data plane as raw ASGI, in front of FastAPI, and the gate to both: nobody passes without a key.
+
+One table (`ENDPOINTS`) says what there is and who may. What is not in it goes to the control plane under `/api`,
+or is answered 404 to those who have a key and 401 to those who have none.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from enum import Enum
+from http import HTTPStatus
+from types import MappingProxyType
+
+import msgspec
+
+from cost import Ledger
+from gateway.chat import Chat
+from gateway.dialect import read_chat
+from gateway.errors import (
+    AppKeyRequired,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    ShuttingDown,
+    encode_error,
+    error_headers,
+    status_of,
+)
+from gateway.exchange import Exchange, Receive, Scope, Send
+from gateway.history import History
+from gateway.metrics import Metrics
+from gateway.trace import Trace
+from governance import InvalidKey, Keys, Policy
+from kernel import Caller, ChatRequest, Chunk, Clock, Plan, PlatformError, format_usd
+from router import Catalogue
+
+_log = logging.getLogger("penstock.edge")
+_turns = logging.getLogger("penstock.turn")
+
+_EVENTS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+
+
+class Access(Enum):
+    """Who may call an endpoint at all."""
+
+    OPEN = "anybody"
+    KEY = "any valid key"
+    APP = "an app's key"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A row of the table: how it is called and by whom, and the method of `Edge` that answers."""
+
+    method: str
+    path: str
+    access: Access
+    answer: str
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/healthz", Access.OPEN, "healthz"),
+    Endpoint("GET", "/readyz", Access.OPEN, "readyz"),
+    Endpoint("GET", "/metrics", Access.OPEN, "metrics_page"),
+    Endpoint("GET", "/v1/models", Access.APP, "models"),
+    Endpoint("GET", "/v1/requests/{id}", Access.KEY, "request"),
+    Endpoint("POST", "/v1/chat/completions", Access.APP, "chat_completions"),
+)
+_EXACT = MappingProxyType({row.path: row for row in ENDPOINTS if "{" not in row.path})
+_UNDER = tuple((row.path.split("{")[0], row) for row in ENDPOINTS if "{" in row.path)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What the edge bounds by itself."""
+
+    body_bytes_max: int
+    body_seconds: float
+    settle_seconds: float
+    budget_exhausted_status: int
+
+
+class Edge:
+    """The ASGI application: the table above, then FastAPI for the control plane."""
+
+    def __init__(  # noqa: PLR0913 - the edge is where everything meets; each is handed over once, by name
+        self,
+        *,
+        chat: Chat,
+        keys: Keys,
+        policy: Policy,
+        catalogue: Callable[[], Catalogue],
+        ledger: Ledger,
+        history: History,
+        metrics: Metrics,
+        control: Callable[[Scope, Receive, Send], Awaitable[None]],
+        ready: Callable[[], Awaitable[dict[str, str]]],
+        clock: Clock,
+        limits: EdgeLimits,
+    ) -> None:
+        self.chat = chat
+        self.keys = keys
+        self.policy = policy
+        self.catalogue = catalogue
+        self.ledger = ledger
+        self.history = history
+        self.metrics = metrics
+        self.control = control
+        self.ready = ready
+        self.clock = clock
+        self.limits = limits
+        self.stopping: Callable[[], bool] = lambda: False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One exchange: identify, find the row, answer; every error becomes OpenAI's error object."""
+        assert scope["type"] == "http", "lifespan and websockets are off"
+        x = Exchange(scope, receive, send, Trace(self.clock))
+        try:
+            await self._answer(x)
+        except PlatformError as refusal:
+            await self._refuse(x, refusal)
+            await x.finish()
+
+    async def _answer(self, x: Exchange) -> None:
+        row = _EXACT.get(x.path) or next((row for prefix, row in _UNDER if x.path.startswith(prefix)), None)
+        if row is None or row.access is not Access.OPEN:
+            x.caller = x.trace.caller = await self._identify(x)
+        if row is None:
+            await self._beyond(x)
+            return
+        if x.method != row.method:
+            raise MethodNotAllowed(f"{row.path} is called with {row.method}.")
+        if row.access is Access.APP and x.caller is not None and x.caller.app is None:
+            raise AppKeyRequired("This key administers; use an app's key for models (POST /api/keys makes one).")
+        await getattr(self, row.answer)(x)
+
+    async def _identify(self, x: Exchange) -> Caller:
+        scheme, _, presented = x.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not presented:
+            presented = x.headers.get("x-api-key", "")
+        try:
+            caller = self.keys.identify(presented.strip())
+        except InvalidKey as unknown:
+            x.trace.facts |= {"path": x.path[:128], "reason": getattr(unknown, "reason", None)}
+            await self._record_refusal(x, unknown)
+            raise
+        x.trace.beat("identify")
+        return caller
+
+    async def _beyond(self, x: Exchange) -> None:
+        if not x.path.startswith("/api/"):
+            raise NotFound(f"There is no endpoint {x.method} {x.path[:128]}; docs/guides list what there is.")
+        x.scope["penstock.caller"] = x.caller
+        x.scope["penstock.request_id"] = x.trace.turn_id
+        await self.control(x.scope, x._receive, x._send)  # noqa: SLF001 - the exchange ends here; FastAPI takes over
+
+    # The open rows
+
+    async def healthz(self, x: Exchange) -> None:
+        """Alive: this process answers."""
+        await self._reply(x, {"status": "ok"})
+
+    async def readyz(self, x: Exchange) -> None:
+        """Ready: 200 with each dependency's state, or 503 naming what is missing."""
+        states = await self.ready()
+        if self.stopping():
+            states["process"] = "stopping"
+        good = all(state == "ok" for state in states.values())
+        await self._reply(x, states, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def metrics_page(self, x: Exchange) -> None:
+        """Prometheus' text format."""
+        kind, page = self.metrics.page()
+        await x.start(HTTPStatus.OK, [("content-type", kind)])
+        await x.write(page)
+        await x.finish()
+
+    # What has a caller
+
+    async def models(self, x: Exchange) -> None:
+        """The names this caller may use, in OpenAI's list shape."""
+        assert x.caller is not None
+        catalogue = self.catalogue()
+        names = [name for name in catalogue.names() if self._usable(x.caller, catalogue.plan(name))]
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "penstock"} for name in names]
+        await self._reply(x, {"object": "list", "data": rows})
+
+    def _usable(self, caller: Caller, plan: Plan) -> bool:
+        """Whether the caller may use something of the plan for at least one of its use cases."""
+        uses = (replace(caller, use_case=use_case) for use_case in caller.use_cases)
+        return any(ruling.allowed for use in uses for ruling in self.policy.judge(use, plan).rulings)
+
+    async def request(self, x: Exchange) -> None:
+        """What happened to one request of this caller's app."""
+        assert x.caller is not None
+        await self._reply(x, await self.history.explain(x.caller, x.path.rpartition("/")[2]))
+
+    async def chat_completions(self, x: Exchange) -> None:
+        """A chat turn, whole or streamed; it ends settled, whoever ends it."""
+        assert x.caller is not None
+        caller = x.caller
+        failure: PlatformError | None = None
+        try:
+            self._require_running()
+            body = await x.body(bytes_max=self.limits.body_bytes_max, seconds=self.limits.body_seconds)
+            request = read_chat(body, x.headers)
+            async with x.hang_up_cancels():
+                await (self._stream if request.stream else self._whole)(x, caller, request)
+        except PlatformError as refusal:
+            failure = refusal
+        except asyncio.CancelledError:
+            failure = ShuttingDown("This process stopped before the answer was complete.", retry_after_seconds=1)
+        except Exception:  # noqa: BLE001 - the edge: whatever reaches it is a bug of ours
+            _log.exception("turn %s failed by a bug of ours", x.trace.turn_id)
+            failure = InternalError(f"Something went wrong on our side; quote {x.trace.turn_id}.")
+        if failure is not None:
+            if x.trace.turn is None:
+                failure = await self._record_refusal(x, failure)
+            await self._refuse(x, failure)
+        await self._settle(x, failure)
+        await x.finish()
+
+    def _require_running(self) -> None:
+        if self.stopping():
+            raise ShuttingDown("This process is stopping; send the request again.", retry_after_seconds=1)
+
+    async def _whole(self, x: Exchange, caller: Caller, request: ChatRequest) -> None:
+        reply = await self.chat.complete(caller, request, x.trace)
+        await x.reply(HTTPStatus.OK, reply.body, self._turn_headers(x, request))
+
+    async def _stream(self, x: Exchange, caller: Caller, request: ChatRequest) -> None:
+        async with aclosing(self.chat.stream(caller, request, x.trace)) as chunks:
+            async for chunk in chunks:
+                if not x.status:
+                    await x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
+                if request.include_usage or not chunk.usage_only:
+                    await x.write(b"data: " + self._told(x, chunk) + b"\n\n")
+        await x.write(b"data: [DONE]\n\n")
+
+    def _told(self, x: Exchange, chunk: Chunk) -> bytes:
+        """The event's JSON; the one that carries usage also says what the turn cost."""
+        if not chunk.usage_only or x.trace.turn is None:
+            return chunk.data
+        cost = msgspec.json.encode({"cost_usd": format_usd(x.trace.turn.cost_nano_usd)})
+        return chunk.data.rstrip()[:-1] + b',"penstock":' + cost + b"}"
+
+    def _turn_headers(self, x: Exchange, request: ChatRequest) -> list[tuple[str, str]]:
+        turn, permit = x.trace.turn, x.trace.permit
+        assert turn is not None
+        assert permit is not None
+        attempt = turn.attempts[-1]
+        headers = [
+            ("x-penstock-model", attempt.target.name),
+            ("x-penstock-provider", attempt.target.provider),
+            ("x-penstock-attempts", str(len(turn.attempts))),
+            ("openai-processing-ms", str(int((self.clock.monotonic() - x.trace.started) * 1000))),
+            *permit.headers().items(),
+        ]
+        if not request.stream:
+            headers.append(("x-penstock-cost-usd", format_usd(turn.cost_nano_usd)))
+        if attempt.was_lowered:
+            headers.append(("x-penstock-max-output-tokens", str(attempt.output_tokens_max)))
+        if x.trace.observed:
+            headers.append(("x-penstock-observed", ",".join(x.trace.observed)))
+        return headers
+
+    # Endings
+
+    async def _settle(self, x: Exchange, failure: PlatformError | None) -> None:
+        """Let the books be durable before this connection carries another request; bounded, since they retry."""
+        trace = x.trace
+        if trace.permit is not None:
+            usage = trace.turn.usage if trace.turn else None
+            trace.permit.settle_tokens(usage.input_tokens + usage.output_tokens if usage else 0)
+            trace.permit.release()
+        status = status_of(failure) if failure else x.status or 499
+        self.metrics.turn(trace, status, self.clock.monotonic() - trace.started, self.catalogue())
+        _log_turn(x, status, failure)
+        if trace.turn is not None:
+            try:
+                async with asyncio.timeout(self.limits.settle_seconds):
+                    await trace.turn.settled()
+            except TimeoutError:
+                _log.warning("turn %s is not settled yet; the ledger goes on trying", trace.turn_id)
+
+    async def _record_refusal(self, x: Exchange, refusal: PlatformError) -> PlatformError:
+        """Put a refusal in the trail. Where the trail cannot be written, that is the refusal."""
+        x.trace.facts |= {"status": refusal.status, "code": refusal.code, "param": refusal.param}
+        try:
+            await self.ledger.record(x.trace.admission("turn.refused"))
+        except PlatformError as unavailable:
+            return unavailable
+        return refusal
+
+    async def _refuse(self, x: Exchange, refusal: PlatformError) -> None:
+        if x.status:
+            await x.write(b"data: " + encode_error(refusal) + b"\n\n")
+            return
+        headers = dict(error_headers(refusal))
+        if x.trace.permit is not None:
+            headers |= x.trace.permit.headers()
+        status = status_of(refusal, self.limits.budget_exhausted_status)
+        await x.reply(status, encode_error(refusal), headers.items())
+
+    async def _reply(self, x: Exchange, body: object, status: int = HTTPStatus.OK) -> None:
+        await x.reply(status, msgspec.json.encode(body))
+        await x.finish()
+
+
+def _log_turn(x: Exchange, status: int, failure: PlatformError | None) -> None:
+    """One line per turn: who, which target, how it ended, how long and how much. Never content."""
+    trace = x.trace
+    turn, caller = trace.turn, trace.caller
+    _turns.info(
+        "turn",
+        extra={
+            "facts": {
+                "turn": trace.turn_id,
+                "key": caller.key_id if caller else None,
+                "app": caller.app if caller else None,
+                "target": turn.target.name if turn and turn.target else None,
+                "status": status,
+                "code": failure.code if failure else None,
+                "milliseconds": trace.milliseconds | (turn.milliseconds if turn else {}),
+                "cost_nano_usd": turn.cost_nano_usd if turn else 0,
+                "retry": x.headers.get("x-stainless-retry-count"),
+            }
+        },
+    )

@@ -1,0 +1,35 @@
+"""The counters of the edge, under the names the mission gives them. Labels hold declared names only."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.trace import Trace
+from router import Catalogue
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """Requests by status and model, and their latency."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._requests = Counter(
+            "ai_requests", "Turns ended, by HTTP status and model", ["status", "model"], registry=registry
+        )
+        self._latency = Histogram(
+            "ai_latency_seconds", "First byte in to last byte out", ["model"], buckets=_SECONDS, registry=registry
+        )
+
+    def turn(self, trace: Trace, status: int, seconds: float, catalogue: Catalogue) -> None:
+        """Count one ended turn. A name that nobody declared counts as `unknown`, so callers cannot make labels."""
+        turn = trace.turn
+        requested = str(trace.facts.get("requested", ""))
+        known = requested if requested in catalogue.names() else "unknown"
+        model = turn.target.name if turn is not None and turn.target is not None else known
+        self._requests.labels(str(status), model).inc()
+        self._latency.labels(model).observe(seconds)
+
+    def page(self) -> tuple[str, bytes]:
+        """Content type and text of everything in the registry."""
+        return CONTENT_TYPE_LATEST, generate_latest(self._registry)

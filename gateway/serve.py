@@ -1,0 +1,87 @@
+"""`penstock serve`: one process, one event loop, from the first migration to the last settled turn."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from gateway.demo import read_quickstart, snippet
+from gateway.logs import json_logs
+from gateway.ownership import sole_owner
+from gateway.settings import Settings
+from gateway.wiring import build, first_start
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; then take nothing new, let open turns end, and leave the books closed."""
+    with ExitStack() as held:
+        if settings.embedded:
+            held.enter_context(sole_owner(settings.data_dir))
+        held.enter_context(json_logs())
+        with asyncio.Runner(loop_factory=_loop) as runner:
+            runner.run(_serve(settings))
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop  # noqa: PLC0415 - absent on Windows
+
+    return uvloop.new_event_loop()
+
+
+async def _serve(settings: Settings) -> None:
+    platform = build(settings)
+    quickstart = await first_start(platform)
+    async with platform:
+        config = uvicorn.Config(
+            platform.edge,
+            host=settings.host,
+            port=settings.port,
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=settings.idle_connection_seconds,
+            timeout_graceful_shutdown=int(settings.drain_seconds),
+            limit_concurrency=settings.connections_max,
+        )
+        server = _Server(config)
+        platform.edge.stopping = lambda: server.should_exit
+        announcing = asyncio.create_task(_announce(server, settings, quickstart))
+        await server.serve()
+        announcing.cancel()
+
+
+class _Server(uvicorn.Server):
+    """Stops on SIGTERM and SIGINT without raising them again afterwards: the books are closed after the last turn."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ask for a stop on the first signal; uvicorn takes a second SIGINT as a wish not to wait."""
+        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+
+async def _announce(server: uvicorn.Server, settings: Settings, quickstart: Path | None) -> None:
+    """Once the port answers, say how to use it."""
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event to wait for
+        await asyncio.sleep(0.01)
+    if quickstart is None:
+        return
+    base_url = f"http://{settings.host}:{settings.port}/v1"
+    kept = read_quickstart(quickstart, base_url)
+    sys.stdout.write(snippet(base_url, kept["app_key"], settings.data_dir))
+    sys.stdout.flush()

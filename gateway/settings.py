@@ -1,0 +1,85 @@
+"""What a process needs to start, read once. The only reader of the environment.
+
+What operators change while we run (prices, policies, budgets, keys) is data in the database, not a setting.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Settings(BaseSettings):
+    """Read from `PENSTOCK_*` variables first, then `penstock.yaml` in the working folder, then these defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid", yaml_file="penstock.yaml")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    data_dir: Path = Path("penstock-data")
+    database_url: SecretStr | None = None
+    """`postgresql+asyncpg://...`; without it, SQLite in the data folder."""
+    key_pepper: SecretStr | None = None
+    """At least 32 characters; without it, made once and kept in the data folder (SQLite only)."""
+    master_key: SecretStr | None = None
+    """32 bytes as 64 hex digits, seals provider credentials; without it, as `key_pepper`."""
+    demo: bool = True
+    """Whether the first start on an empty store declares the demo department, app, budgets and keys."""
+
+    body_bytes_max: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    body_seconds: Seconds = 30
+    connections_max: Annotated[int, Field(ge=1)] = 10_000
+    idle_connection_seconds: Annotated[int, Field(ge=1)] = 75
+    drain_seconds: Seconds = 30
+    """How long open turns may take to end after SIGTERM before they are cut with a terminal event."""
+    store_seconds: Seconds = 2
+    """How long a turn waits for the store before it is answered 503."""
+    changes_poll_seconds: Seconds = 0.5
+    budget_exhausted_status: Annotated[int, Field()] = 402
+    """402, or 429 with `insufficient_quota` as OpenAI answers; never retried by the SDKs in either case."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        if self.budget_exhausted_status not in {402, 429}:
+            raise ValueError("budget_exhausted_status (PENSTOCK_BUDGET_EXHAUSTED_STATUS) must be 402 or 429")
+        if self.key_pepper is not None and len(self.key_pepper.get_secret_value()) < 32:  # noqa: PLR2004 - said in the message
+            raise ValueError("key_pepper (PENSTOCK_KEY_PEPPER) must have at least 32 characters")
+        if self.database_url is not None and not self.embedded and (self.key_pepper is None or self.master_key is None):
+            raise ValueError(
+                "with PostgreSQL, set key_pepper and master_key (PENSTOCK_KEY_PEPPER, PENSTOCK_MASTER_KEY): "
+                "every process needs the same ones, so none is made up"
+            )
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether one process owns everything, in one folder."""
+        return self.database_url is None or self.database_url.get_secret_value().startswith("sqlite")
+
+    @property
+    def store_url(self) -> str:
+        """The database's URL; holds a password, so it is never printed."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite+aiosqlite:///{self.data_dir.absolute()}/penstock.db"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, the environment over the file."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)

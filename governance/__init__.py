@@ -1,0 +1,69 @@
+"""Promises who is who, who may what, why not, who approved, and the trail that proves it."""
+
+from governance.audit import AuditReader, AuditTrail, AuditVerdict, StoredRecord
+from governance.declarations import Declaration, parse, render
+from governance.directory import App, Department, Directory, UseCase, User
+from governance.errors import (
+    ApprovalRequired,
+    Denied,
+    Forbidden,
+    InvalidKey,
+    ModelNotAllowed,
+    NotFound,
+    PolicyDenied,
+    RateLimited,
+    SealBroken,
+    TooLarge,
+    UseCaseRequired,
+)
+from governance.keys import CreatedKey, Keys, NewKey
+from governance.limits import Limits, Permit
+from governance.policy import Condition, Policy, Rules, Ruling, Verdict
+from governance.register import Change, Register
+from governance.store import Allowance, ChangeNote, Key
+from governance.vault import Credentials, Vault
+from governance.wire import KINDS
+
+__all__ = [
+    "KINDS",
+    "Allowance",
+    "App",
+    "ApprovalRequired",
+    "AuditReader",
+    "AuditTrail",
+    "AuditVerdict",
+    "Change",
+    "ChangeNote",
+    "Condition",
+    "CreatedKey",
+    "Credentials",
+    "Declaration",
+    "Denied",
+    "Department",
+    "Directory",
+    "Forbidden",
+    "InvalidKey",
+    "Key",
+    "Keys",
+    "Limits",
+    "ModelNotAllowed",
+    "NewKey",
+    "NotFound",
+    "Permit",
+    "Policy",
+    "PolicyDenied",
+    "RateLimited",
+    "Register",
+    "Rules",
+    "Ruling",
+    "SealBroken",
+    "StoredRecord",
+    "TooLarge",
+    "UseCase",
+    "UseCaseRequired",
+    "User",
+    "Vault",
+    "Verdict",
+    "parse",
+    "render",
+]

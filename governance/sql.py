@@ -1,0 +1,271 @@
+"""Documents, keys and credentials for real, on SQLite and PostgreSQL alike. It stores; it decides nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from governance.store import Allowance, Archive, ChangeNote, Key, canonical_json, from_json
+from governance.tables import ChangeCounterRow, ChangeRow, CredentialRow, DocumentRow, KeyRow
+from kernel import AuditRecord, AuditSink, Clock, Document, Role, StoreUnavailable
+from kernel.db import reading
+
+_COUNTER_ID = 1
+# Both stores take a few thousand bound values in one statement; this stays far below.
+_IDS_PER_STATEMENT = 500
+_DOCUMENT = (
+    DocumentRow.kind,
+    DocumentRow.name,
+    DocumentRow.version,
+    DocumentRow.body,
+    DocumentRow.author,
+    DocumentRow.at,
+)
+_KEY = tuple(KeyRow.__table__.columns)
+
+
+class SqlTransaction:
+    """A change under way: it holds the counter's lock until it ends. Made by `SqlStore.writing` only."""
+
+    def __init__(self, connection: AsyncConnection, at: datetime, version: int) -> None:
+        self._connection = connection
+        self._at = at
+        self._version = version
+        self.records: list[AuditRecord] = []
+
+    @property
+    def at(self) -> datetime:
+        """The instant of everything written here."""
+        return self._at
+
+    async def archive(self) -> Archive:
+        """All documents, as they stand under this transaction's lock."""
+        return await _archive(self._connection)
+
+    async def write(self, documents: Sequence[Document]) -> None:
+        """Add versions."""
+        await self._connection.execute(
+            insert(DocumentRow), [_document_values(each) | {"body": canonical_json(each.body)} for each in documents]
+        )
+
+    async def withdraw(self, documents: Sequence[Document]) -> None:
+        """Add versions that say: no longer in force."""
+        await self._connection.execute(
+            insert(DocumentRow), [_document_values(each) | {"body": None} for each in documents]
+        )
+
+    async def add_key(self, digest: bytes, key: Key) -> None:
+        """Add a key."""
+        await self._connection.execute(insert(KeyRow).values(_key_values(digest, key)))
+
+    async def revoke_key(self, key_id: str, by: str) -> bool:
+        """Revoke a key that is not yet revoked; whether there was one."""
+        done = await self._connection.execute(
+            update(KeyRow)
+            .where(KeyRow.id == key_id, KeyRow.revoked_at.is_(None))
+            .values(revoked_at=self._at, revoked_by=by)
+        )
+        return done.rowcount == 1
+
+    async def put_credential(self, name: str, sealed: bytes, by: str) -> None:
+        """Add or replace a credential."""
+        await self.remove_credential(name)
+        await self._connection.execute(insert(CredentialRow).values(name=name, sealed=sealed, author=by, at=self._at))
+
+    async def remove_credential(self, name: str) -> bool:
+        """Remove a credential; whether there was one."""
+        done = await self._connection.execute(delete(CredentialRow).where(CredentialRow.name == name))
+        return done.rowcount == 1
+
+    async def note(self, kind: str, ref: str | None, record: AuditRecord) -> None:
+        """Put the change in the feed and its record in the trail."""
+        self._version += 1
+        await self._connection.execute(insert(ChangeRow).values(version=self._version, kind=kind, ref=ref, at=self._at))
+        await self._connection.execute(
+            update(ChangeCounterRow).where(ChangeCounterRow.id == _COUNTER_ID).values(version=self._version)
+        )
+        self.records.append(record)
+
+
+class SqlStore:
+    """The one door through which a process administers: its changes wait for one another, since a chain has one writer.
+
+    audit: this process's chain for administration; nothing else may append to it.
+    """
+
+    def __init__(self, engine: AsyncEngine, audit: AuditSink, *, clock: Clock) -> None:
+        self._engine = engine
+        self._reading = reading(engine)
+        self._audit = audit
+        self._clock = clock
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[SqlTransaction]:
+        """A transaction that commits at the end of the block and leaves nothing behind when the block raises."""
+        head = None
+        async with self._lock:
+            try:
+                async with reachable(), self._engine.begin() as connection:
+                    transaction = SqlTransaction(connection, self._clock.now(), await _locked_version(connection))
+                    yield transaction
+                    if transaction.records:
+                        head = await self._audit.append(connection, transaction.records)
+            except BaseException:
+                # A cancelled commit may have happened or not: only the store knows where the chain ends.
+                self._audit.forget()
+                raise
+            if head is not None:
+                self._audit.advance(head)
+
+    async def version(self) -> int:
+        """The version of the newest change; 0 before the first."""
+        async with reachable(), self._reading.connect() as connection:
+            return await connection.scalar(select(ChangeCounterRow.version)) or 0
+
+    async def changes_since(self, version: int, *, limit: int) -> list[ChangeNote]:
+        """The changes after `version`, oldest first."""
+        statement = (
+            select(ChangeRow.version, ChangeRow.kind, ChangeRow.ref, ChangeRow.at)
+            .where(ChangeRow.version > version)
+            .order_by(ChangeRow.version)
+            .limit(limit)
+        )
+        async with reachable(), self._reading.connect() as connection:
+            return [ChangeNote(*row) for row in await connection.execute(statement)]
+
+    async def archive(self) -> Archive:
+        """All documents, durable ones only."""
+        async with reachable(), self._reading.connect() as connection:
+            return await _archive(connection)
+
+    async def history(self, kind: str, name: str) -> list[Document]:
+        """Every version of one document that was ever in force, oldest first."""
+        statement = (
+            select(*_DOCUMENT)
+            .where(DocumentRow.kind == kind, DocumentRow.name == name, DocumentRow.body.is_not(None))
+            .order_by(DocumentRow.version)
+        )
+        async with reachable(), self._reading.connect() as connection:
+            return [_document(row) for row in await connection.execute(statement)]
+
+    async def keys(self, key_ids: Iterable[str] | None = None) -> list[tuple[bytes, Key]]:
+        """The given keys, or all, each behind its digest."""
+        found: list[tuple[bytes, Key]] = []
+        async with reachable(), self._reading.connect() as connection:
+            if key_ids is None:
+                return [_key(row) for row in await connection.execute(select(*_KEY))]
+            wanted = list(key_ids)
+            for start in range(0, len(wanted), _IDS_PER_STATEMENT):
+                some = KeyRow.id.in_(wanted[start : start + _IDS_PER_STATEMENT])
+                found += [_key(row) for row in await connection.execute(select(*_KEY).where(some))]
+        return found
+
+    async def credentials(self) -> dict[str, bytes]:
+        """All sealed credentials by name."""
+        async with reachable(), self._reading.connect() as connection:
+            rows = await connection.execute(select(CredentialRow.name, CredentialRow.sealed))
+            return {name: bytes(sealed) for name, sealed in rows}
+
+
+@asynccontextmanager
+async def reachable() -> AsyncIterator[None]:
+    """Raises StoreUnavailable for what goes wrong around the store; what our own statements did wrong stays a bug."""
+    try:
+        yield
+    except (IntegrityError, ProgrammingError, DataError):
+        raise
+    except (DBAPIError, PoolTimeout, OSError) as fault:
+        raise StoreUnavailable("The state of record cannot be reached; try again.") from fault
+
+
+async def _locked_version(connection: AsyncConnection) -> int:
+    # The counter is made by whoever comes first; on SQLite the whole store is locked by now.
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    first = dialect.insert(ChangeCounterRow).values(id=_COUNTER_ID, version=0).on_conflict_do_nothing()
+    await connection.execute(first)
+    version = await connection.scalar(
+        select(ChangeCounterRow.version).where(ChangeCounterRow.id == _COUNTER_ID).with_for_update()
+    )
+    assert version is not None
+    return version
+
+
+async def _archive(connection: AsyncConnection) -> Archive:
+    newest = (
+        select(DocumentRow.kind, DocumentRow.name, func.max(DocumentRow.version).label("version"))
+        .group_by(DocumentRow.kind, DocumentRow.name)
+        .subquery()
+    )
+    statement = (
+        select(*_DOCUMENT)
+        .join(
+            newest,
+            (DocumentRow.kind == newest.c.kind)
+            & (DocumentRow.name == newest.c.name)
+            & (DocumentRow.version == newest.c.version),
+        )
+        .order_by(DocumentRow.kind, DocumentRow.name)
+    )
+    rows = (await connection.execute(statement)).all()
+    return Archive(
+        documents=tuple(_document(row) for row in rows if row.body is not None),
+        versions={(row.kind, row.name): row.version for row in rows},
+    )
+
+
+def _document(row: Row[*tuple[Any, ...]]) -> Document:
+    return Document(row.kind, row.name, row.version, from_json(row.body), row.author, row.at)
+
+
+def _document_values(document: Document) -> dict[str, object]:
+    return {
+        "kind": document.kind,
+        "name": document.name,
+        "version": document.version,
+        "author": document.author,
+        "at": document.at,
+    }
+
+
+def _key(row: Row[*tuple[Any, ...]]) -> tuple[bytes, Key]:
+    key = Key(
+        id=row.id,
+        name=row.name,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        app=row.app,
+        user=row.user_name,
+        roles=frozenset(Role(role) for role in row.roles.split(",") if role),
+        allowance=Allowance(row.requests_per_minute, row.tokens_per_minute, row.concurrent),
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        revoked_by=row.revoked_by,
+    )
+    return bytes(row.digest), key
+
+
+def _key_values(digest: bytes, key: Key) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "digest": digest,
+        "name": key.name,
+        "app": key.app,
+        "user": key.user,
+        "roles": ",".join(sorted(key.roles)),
+        "requests_per_minute": key.allowance.requests_per_minute,
+        "tokens_per_minute": key.allowance.tokens_per_minute,
+        "concurrent": key.allowance.concurrent,
+        "expires_at": key.expires_at,
+        "created_at": key.created_at,
+        "created_by": key.created_by,
+        "revoked_at": key.revoked_at,
+        "revoked_by": key.revoked_by,
+    }

@@ -1,0 +1,37 @@
+"""The words everyone shares. No I/O, no SQL statements, no HTTP, no settings, no provider's field names."""
+
+from kernel.audit import AuditRecord, AuditSink, ChainHead
+from kernel.caller import Caller, DataClass, Role
+from kernel.clock import Clock, SystemClock
+from kernel.documents import Document
+from kernel.errors import InvalidDeclaration, PlatformError, StoreUnavailable
+from kernel.ids import new_id
+from kernel.money import NANO_PER_USD, NanoUSD, format_usd
+from kernel.turn import ChatReply, ChatRequest, Chunk, Component, Hints, Plan, Target, Usage
+
+__all__ = [
+    "NANO_PER_USD",
+    "AuditRecord",
+    "AuditSink",
+    "Caller",
+    "ChainHead",
+    "ChatReply",
+    "ChatRequest",
+    "Chunk",
+    "Clock",
+    "Component",
+    "DataClass",
+    "Document",
+    "Hints",
+    "InvalidDeclaration",
+    "NanoUSD",
+    "Plan",
+    "PlatformError",
+    "Role",
+    "StoreUnavailable",
+    "SystemClock",
+    "Target",
+    "Usage",
+    "format_usd",
+    "new_id",
+]

@@ -1,0 +1,54 @@
+"""Who asks, for which department, with which rights. Identity is proven elsewhere; this is its result."""
+
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+
+
+class DataClass(IntEnum):
+    """How sensitive content is. Detectors and hints may raise it; nobody lowers it."""
+
+    PUBLIC = 0
+    INTERNAL = 1
+    CONFIDENTIAL = 2
+    RESTRICTED = 3
+
+    @property
+    def label(self) -> str:
+        """The word used on the wire and in declarative files."""
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, word: str) -> "DataClass":
+        """The class named by `word`. Raises KeyError for anything but the four labels."""
+        return cls[word.upper()] if word == word.lower() else cls[""]
+
+
+class Role(StrEnum):
+    """What a person or an operator's key may do in the control plane."""
+
+    PLATFORM_ADMIN = "platform_admin"
+    PROMPT_OWNER = "prompt_owner"
+    MEMBER = "member"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated key with everything the five beats need to know about it.
+
+    `app` is None for a person's or an operator's key: such a caller administers, it does not chat.
+    `use_cases` are those registered for the app; `use_case` is the one this turn is for, once admitted.
+    """
+
+    key_id: str
+    name: str
+    department: str | None = None
+    app: str | None = None
+    user: str | None = None
+    roles: frozenset[Role] = frozenset()
+    data_class: DataClass = DataClass.INTERNAL
+    use_cases: tuple[str, ...] = ()
+    use_case: str | None = None
+
+    def raised(self, data_class: DataClass) -> "Caller":
+        """The caller with the higher of its own and the given data class."""
+        return replace(self, data_class=max(self.data_class, data_class))

@@ -1,0 +1,61 @@
+"""The tables' common base and the engine factory. It builds; it never queries.
+
+Losing the database means refusing: it holds the money and the trail.
+"""
+
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+_READS_ONLY = "penstock_reads_only"
+
+
+class Base(DeclarativeBase):
+    """Every folder's tables hang here, so that one migration history covers them."""
+
+
+def make_engine(url: str | URL, *, timeout_seconds: float = 5.0, pool_size: int = 8) -> AsyncEngine:
+    """An engine for SQLite (WAL, synchronous=FULL, foreign keys on) or PostgreSQL (synchronous_commit=on).
+
+    timeout_seconds bounds a wait for a connection, for a lock, and for connecting.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = create_async_engine(parsed, connect_args={"timeout": timeout_seconds, "isolation_level": None})
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_immediate)
+        return engine
+    return create_async_engine(
+        parsed,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=timeout_seconds,
+        pool_pre_ping=False,
+        connect_args={
+            "timeout": timeout_seconds,
+            "command_timeout": timeout_seconds,
+            "server_settings": {"synchronous_commit": "on", "lock_timeout": f"{int(timeout_seconds * 1000)}"},
+        },
+    )
+
+
+def reading(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for statements that only read; each statement sees what was durable when it began."""
+    return engine.execution_options(**{_READS_ONLY: True})
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Any) -> None:
+    # The driver's own BEGIN is deferred: two writers that read first would then fail instead of waiting.
+    # A reader opens no transaction at all, so that it neither waits for the writer nor holds it up.
+    if not connection.get_execution_options().get(_READS_ONLY):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

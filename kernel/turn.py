@@ -1,0 +1,139 @@
+"""One request as it crosses the floors: raw bytes plus the few facts we read from them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from msgspec import Raw
+
+from kernel.caller import DataClass
+
+
+class Component(StrEnum):
+    """The disjoint parts a provider bills. They sum to the provider's totals."""
+
+    INPUT = "input"
+    CACHED_INPUT = "cached_input"
+    CACHE_WRITE = "cache_write"
+    CACHE_WRITE_1H = "cache_write_1h"
+    AUDIO_INPUT = "audio_input"
+    IMAGE_INPUT = "image_input"
+    OUTPUT = "output"
+    REASONING = "reasoning"
+    AUDIO_OUTPUT = "audio_output"
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the model produced these tokens."""
+        return self in _OUTPUTS
+
+
+_OUTPUTS = frozenset({Component.OUTPUT, Component.REASONING, Component.AUDIO_OUTPUT})
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens by disjoint component, as the provider reported them."""
+
+    tokens: Mapping[Component, int]
+
+    @property
+    def input_tokens(self) -> int:
+        """All tokens that went in, cached or not."""
+        return sum(count for part, count in self.tokens.items() if not part.is_output)
+
+    @property
+    def output_tokens(self) -> int:
+        """All tokens that came out, reasoning included."""
+        return sum(count for part, count in self.tokens.items() if part.is_output)
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What the caller said about its request, beside the request itself."""
+
+    use_case: str | None = None
+    data_class: DataClass | None = None
+    task_type: str | None = None
+    max_latency_ms: int | None = None
+    quality_level: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat request whose unknown fields stay the bytes they were.
+
+    fields: top-level members as raw JSON, hints removed. model: the name as the caller wrote it.
+    input_tokens_max: sound upper bound of prompt tokens (UTF-8 bytes); None where content is not text, so that
+    only the target's context bounds it. output_tokens_max: what the caller asked for or, after `limited`, what was
+    paid for; per choice. choices: how many answers were asked for.
+    """
+
+    model: str
+    fields: Mapping[str, Raw]
+    stream: bool = False
+    include_usage: bool = False
+    choices: int = 1
+    input_tokens_max: int | None = 0
+    output_tokens_max: int | None = None
+    hints: Hints = field(default_factory=Hints)
+
+    def limited(self, output_tokens_max: int) -> "ChatRequest":
+        """The request with a ceiling on its answer, because no more than that is set aside."""
+        return replace(self, output_tokens_max=output_tokens_max)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """A whole answer: the body to hand on, what it used (None: the provider did not say) and the provider's id."""
+
+    body: bytes
+    usage: Usage | None
+    provider_request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One server-sent event of a streamed answer.
+
+    data: the JSON of the event. usage: set where this event carries it. content: whether the caller is
+    given something by it, after which no other target may answer. usage_only: an event that exists only to
+    carry usage, kept from callers who did not ask for it.
+    """
+
+    data: bytes
+    usage: Usage | None = None
+    content: bool = True
+    usage_only: bool = False
+    provider_request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model on a provider, as the plan names it.
+
+    name: the name callers, policies, prices and books use. context_tokens bounds prompt and answer together.
+    output_tokens_max: ceiling of one answer. unpriced: may be used without a price, marked so in the books.
+    hidden: unknown to departments that no policy lets in.
+    """
+
+    name: str
+    provider: str
+    upstream_model: str
+    context_tokens: int
+    output_tokens_max: int
+    unpriced: bool = False
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Targets in the order in which they will be tried, and the name that led to them."""
+
+    requested: str
+    targets: tuple[Target, ...]
+
+    def __iter__(self) -> Iterator[Target]:
+        """The targets, first choice first."""
+        return iter(self.targets)

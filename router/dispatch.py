@@ -1,0 +1,63 @@
+"""What an upstream is given and how it is bounded. The door is upstreams.py; nothing here sends anything."""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kernel import ChatReply, ChatRequest, Chunk, Target
+from router.catalogue import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """What no answer and no crowd of requests may exceed.
+
+    connections_max is over all providers. drain_seconds is how long a connection may take to finish after the last
+    event, in order to be used again.
+    """
+
+    connections_max: int = 2000
+    event_bytes_max: int = 4 * 1024 * 1024
+    reply_bytes_max: int = 32 * 1024 * 1024
+    error_bytes_max: int = 64 * 1024
+    drain_seconds: float = 0.1
+    keepalive_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamCall:
+    """One attempt, as its turn knows it.
+
+    reference: `turn/attempt`, told to the provider. sent: called once, when the first byte of the request leaves
+    and not before; never called, nothing can be billed.
+    """
+
+    reference: str
+    sent: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One request on its way to one target, with everything that is needed to get there."""
+
+    provider: Provider
+    credential: str | None
+    target: Target
+    request: ChatRequest
+    call: UpstreamCall
+
+
+class Upstream(Protocol):
+    """A way to reach models. It raises UpstreamError and nothing else, and it never tries twice."""
+
+    async def complete(self, dispatch: Dispatch) -> ChatReply:
+        """The whole answer."""
+        ...
+
+    def stream(self, dispatch: Dispatch) -> AsyncGenerator[Chunk, None]:
+        """The answer by events; it ends only when the answer is whole. Closing it hangs up."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what is open."""
+        ...

@@ -1,0 +1,95 @@
+"""How a request can fail on its way to a target. Messages name the target, never an address, a key or a prompt."""
+
+import logging
+
+from kernel import PlatformError
+
+
+class ModelNotFound(PlatformError):
+    """No model or alias in force has this name, or its caller may not know of it."""
+
+    status, code, kind = 404, "model_not_found", "invalid_request_error"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The model `{name[:200]}` does not exist or you do not have access to it.",
+            param="model",
+        )
+
+
+class UpstreamError(PlatformError):
+    """A target did not answer as it should.
+
+    unbilled: nothing was ever sent, or the provider refused; otherwise it may send an invoice for the attempt.
+    curable: another target may do better with the same request.
+    """
+
+    status, code, log_level = 502, "upstream_error", logging.WARNING
+    unbilled: bool = False
+    curable: bool = True
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No byte of the request left for the target."""
+
+    code, retryable = "upstream_unreachable", True
+    unbilled = True
+
+
+class UpstreamTimeout(UpstreamError):
+    """The target took longer than its provider declares; the message names the phase that ran out.
+
+    Not retryable once sent: the provider may bill what it made, and a client that retries pays twice.
+    """
+
+    status, code = 504, "upstream_timeout"
+
+    def __init__(self, target: str, phase: str, *, sent: bool) -> None:
+        super().__init__(f"The target `{target}` ran out of time in the phase `{phase}`.")
+        self.unbilled = not sent
+
+
+class UpstreamFailed(UpstreamError):
+    """The provider answered with an error status that says nothing against the request itself."""
+
+    retryable = True
+
+    def __init__(self, target: str, status: int) -> None:
+        super().__init__(f"The target `{target}` answered with status {status}.")
+        # A proxy in front of a provider says 408 and 504 while the model may still be at work.
+        self.unbilled = status >= 400 and status not in {408, 504}  # noqa: PLR2004 - the first error status
+
+
+class UpstreamBusy(UpstreamError):
+    """The provider's own rate limit is reached."""
+
+    status, code, kind, retryable = 429, "rate_limit_exceeded", "requests", True
+    unbilled = True
+
+    def __init__(self, target: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(
+            f"The target `{target}` is at its provider's rate limit; try again later.",
+            retry_after_seconds=retry_after_seconds,
+        )
+
+
+class UpstreamRefused(UpstreamError):
+    """The provider found the request wrong, and says so in its own words, cut at 500 characters.
+
+    They may quote the request: for the caller to read, not for a log.
+    """
+
+    status, code, kind, log_level = 400, "invalid_request", "invalid_request_error", logging.INFO
+    unbilled, curable = True, False
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message[:500], param=param and param[:200])
+        # Status and code belong to a class elsewhere in the family; here they are the provider's, so they are
+        # laid over the class's own.
+        vars(self).update(status=status, code=(code or self.code)[:100])
+
+
+class UpstreamBroken(UpstreamError):
+    """The answer was cut or malformed after the request had left."""
+
+    code = "upstream_broken"

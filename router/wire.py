@@ -1,0 +1,106 @@
+"""What an operator may declare about providers, models and aliases. Shape only: names are tied in catalogue.py."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
+_RESERVED_HEADERS = frozenset(
+    {"authorization", "connection", "content-length", "content-type", "cookie", "host", "transfer-encoding"}
+)
+
+
+def _endpoint(url: str) -> str:
+    parts = urlsplit(url)  # raises ValueError for a malformed address
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http or https URL with a host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not carry a user or password; seal a credential and name it")
+    if "?" in url or "#" in url:
+        raise ValueError("must not have a query or a fragment")
+    if parts.port == 0 or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must be printable ASCII without spaces and have a port from 1 to 65535")
+    return url.rstrip("/")
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"`{name[:40]}` is not a header name")
+        if name.lower() in _RESERVED_HEADERS:
+            raise ValueError(f"`{name}` is not for declaring; secrets are sealed credentials")
+        if not value.isascii() or not value.isprintable():
+            raise ValueError(f"the value of `{name}` must be printable ASCII")
+    return headers
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("names a target twice")
+    return names
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+_Tokens = Annotated[int, Field(gt=0, le=100_000_000)]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProviderBody(_Declared):
+    """Where models live and how to talk to them.
+
+    answer_seconds bounds the first event or the whole reply; event_seconds the time between two events, which
+    comments and keep-alives do not reset; total_seconds everything.
+    """
+
+    dialect: Literal["openai", "sandbox"]
+    base_url: Annotated[str, Field(max_length=2000), AfterValidator(_endpoint)] | None = None
+    credential: _Name | None = None
+    headers: Annotated[dict[str, str], Field(max_length=32), AfterValidator(_headers)] = Field(default_factory=dict)
+    output_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    connect_seconds: _Seconds = 5
+    answer_seconds: _Seconds = 120
+    event_seconds: _Seconds = 60
+    total_seconds: _Seconds = 600
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if self.dialect == "openai" and self.base_url is None:
+            raise ValueError("base_url is required for the dialect openai")
+        return self
+
+
+class ModelBody(_Declared):
+    """A model on a provider; upstream_model is the provider's name for it where that differs."""
+
+    provider: _Name
+    upstream_model: _Name | None = None
+    context_tokens: _Tokens = 128_000
+    output_tokens_max: _Tokens = 4096
+    unpriced: bool = False
+    hidden: bool = False
+
+    @model_validator(mode="after")
+    def _answer_fits(self) -> Self:
+        if self.output_tokens_max > self.context_tokens:
+            raise ValueError("output_tokens_max must not exceed context_tokens")
+        return self
+
+
+class AliasBody(_Declared):
+    """A name callers use that stands for models, tried in order."""
+
+    targets: Annotated[list[_Name], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
+    description: Annotated[str, Field(max_length=2000)] | None = None
+
+
+KINDS: Mapping[str, type[BaseModel]] = MappingProxyType(
+    {"provider": ProviderBody, "model": ModelBody, "alias": AliasBody}
+)

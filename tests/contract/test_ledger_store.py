@@ -1,0 +1,271 @@
+"""The ledger on both stores for real: nothing overspent, nothing lost, nothing booked twice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cost import BudgetExhausted, BudgetHeld
+from kernel import PlatformError, StoreUnavailable
+from kernel.db import Base, make_engine
+from tests.conftest import StillClock
+from tests.fakes.ledgers import (
+    CALLER,
+    FREE,
+    HELD,
+    REQUEST,
+    SPARE,
+    TARGET,
+    Fault,
+    FaultyStore,
+    Firm,
+    UpstreamFault,
+    budget,
+    by,
+    price,
+    used,
+)
+
+TEN = budget("dept", "sales", 10 * HELD)
+
+
+async def _holding(firm: Firm, gate: asyncio.Event, caller=CALLER) -> str:
+    """One turn that keeps its hold until the gate opens: how its hold was answered."""
+    try:
+        async with firm.turn(caller) as turn, turn.attempt(TARGET) as attempt:
+            await gate.wait()
+            attempt.sent()
+            attempt.use(used(100, 100))
+    except PlatformError as refusal:
+        return refusal.code
+    await turn.settled()
+    return "answered"
+
+
+async def _race(*firms: Firm, turns: int, callers=(CALLER,)) -> list[str]:
+    gate = asyncio.Event()
+    tasks = [
+        asyncio.create_task(_holding(firms[n % len(firms)], gate, callers[n % len(callers)])) for n in range(turns)
+    ]
+    while sum(task.done() for task in tasks) + sum(firm.ledger.open_holds for firm in firms) < turns:
+        await asyncio.sleep(0.001)
+    gate.set()
+    return [await task for task in tasks]
+
+
+async def test_fifty_turns_at_once_against_a_budget_for_ten_admit_exactly_ten(engine: AsyncEngine) -> None:
+    async with Firm(engine, [TEN]).opened() as firm:
+        told = await _race(firm, turns=50)
+        assert (told.count("answered"), told.count("budget_held")) == (10, 40)
+        assert await firm.balance("dept") == (10 * 200_000, 0)
+        assert await firm.open_holds() == 0
+
+
+async def test_the_narrowest_of_nested_budgets_decides_and_all_of_them_count(engine: AsyncEngine) -> None:
+    nested = [TEN, budget("app", "mail", 4 * HELD, "app"), budget("key", "key_1", 2 * HELD, "key")]
+    callers = (CALLER, by(CALLER, key_id="key_2"))
+    async with Firm(engine, nested).opened() as firm:
+        told = await _race(firm, turns=20, callers=callers)
+        assert told.count("answered") == 4
+        assert await firm.balance("dept") == await firm.balance("app") == (800_000, 0)
+        assert (await firm.balance("key"))[0] <= 2 * HELD
+
+
+@pytest.fixture
+async def two_processes(postgres_url: str) -> AsyncIterator[tuple[AsyncEngine, AsyncEngine]]:
+    engines = make_engine(postgres_url), make_engine(postgres_url)
+    async with engines[0].begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    yield engines
+    for made in engines:
+        await made.dispose()
+
+
+@pytest.mark.postgres
+async def test_two_processes_on_one_hot_budget_never_overspend_it(two_processes) -> None:
+    limit = 1_000_000
+    hot = [budget("hot", "sales", limit), budget("app", "mail", 10**12, "app")]
+    one, two = (Firm(engine, hot) for engine in two_processes)
+
+    async def worker(firm: Firm, seen: list[int]) -> None:
+        for _ in range(10):
+            try:
+                await firm.answer(used(60, 40))
+            except (BudgetHeld, BudgetExhausted):
+                await asyncio.sleep(0)
+            posted, held = await firm.balance("hot")
+            seen.append(posted + held)
+
+    async with one.opened(), two.opened():
+        seen: list[int] = []
+        await asyncio.gather(*(worker(firm, seen) for firm in (one, two) * 10))
+        assert max(seen) <= limit
+        posted, held = await one.balance("hot")
+        assert held == 0
+        assert posted == (await one.rows("SELECT sum(amount_nano_usd) FROM entries WHERE kind = 'post'"))[0][0]
+
+
+async def test_a_commit_that_was_lost_is_repeated_and_books_once(engine: AsyncEngine) -> None:
+    firm, fault = Firm(engine, [TEN]), Fault()
+    firm.store = FaultyStore(firm.store, fault)
+    async with firm.opened():
+        async with firm.turn() as turn, turn.attempt(TARGET) as attempt:
+            attempt.sent()
+            attempt.use(used(10, 10))
+            fault.before = 2
+        await turn.settled()
+        assert await firm.entries(turn.id) == [(0, "hold", HELD, False), (1, "post", 20_000, False)]
+        assert await firm.balance("dept") == (20_000, 0)
+        assert firm.trail.events() == ["turn.admitted", "turn.ended"]
+        assert firm.trail.forgotten == 2
+
+
+async def test_a_commit_whose_answer_was_lost_is_repeated_and_changes_nothing(engine: AsyncEngine) -> None:
+    firm, fault = Firm(engine, [TEN]), Fault()
+    firm.store = FaultyStore(firm.store, fault)
+    async with firm.opened():
+        async with firm.turn() as turn, turn.attempt(TARGET) as attempt:
+            attempt.sent()
+            attempt.use(used(10, 10))
+            fault.after = 1
+        await turn.settled()
+        assert await firm.entries(turn.id) == [(0, "hold", HELD, False), (1, "post", 20_000, False)]
+        assert await firm.balance("dept") == (20_000, 0)
+
+
+async def test_a_hold_whose_answer_was_lost_is_refused_and_voided(engine: AsyncEngine) -> None:
+    firm, fault = Firm(engine, [TEN]), Fault()
+    firm.store = FaultyStore(firm.store, fault)
+    async with firm.opened():
+        await firm.answer(used(1, 1))
+        fault.after = 1
+        turn = firm.turn()
+        with pytest.raises(StoreUnavailable):
+            async with turn, turn.attempt(TARGET):
+                raise AssertionError("nothing may be sent")
+        await turn.settled()
+        assert await firm.entries(turn.id) == [(0, "hold", HELD, False), (1, "void", 0, False)]
+        assert await firm.balance("dept") == (2_000, 0)
+        assert firm.trail.last(turn.id).event == "turn.ended"
+
+
+async def test_a_lost_store_refuses_holds_and_keeps_closings_until_it_is_back(engine: AsyncEngine) -> None:
+    firm, fault = Firm(engine, [TEN]), Fault()
+    firm.store = FaultyStore(firm.store, fault)
+    async with firm.opened():
+        async with firm.turn() as open_turn, open_turn.attempt(TARGET) as attempt:
+            attempt.sent()
+            fault.down = True
+            for _ in range(5):
+                with pytest.raises(StoreUnavailable):
+                    await firm.answer(used(1, 1))
+        assert firm.ledger.waiting <= 1, "a refused turn leaves nothing behind"
+        fault.down = False
+        await open_turn.settled()
+        assert await firm.balance("dept") == (HELD, 0)
+        assert (await firm.rows("SELECT count(*) FROM entries"))[0][0] == 2
+
+
+async def test_the_closing_of_a_failed_attempt_pays_for_the_hold_of_the_next(engine: AsyncEngine) -> None:
+    async with Firm(engine, [budget("dept", "sales", HELD)]).opened() as firm:
+        async with firm.turn() as turn:
+            async with turn.attempt(TARGET) as attempt:
+                attempt.sent()
+                raise UpstreamFault(unbilled=True)
+            async with turn.attempt(SPARE) as attempt:
+                attempt.sent()
+                attempt.use(used(1, 1))
+        await turn.settled()
+        assert await firm.entries(turn.id) == [
+            (0, "hold", HELD, False), (1, "void", 0, False), (0, "hold", HELD, False), (1, "post", 2_000, False),
+        ]  # fmt: skip
+        assert turn.target == SPARE
+
+
+async def test_what_a_dead_process_left_open_is_posted_at_the_hold_once(engine: AsyncEngine, clock: StillClock) -> None:
+    dead = Firm(engine, [TEN], clock=clock)
+    async with Firm(engine, [TEN], clock=clock, lease_seconds=15).opened() as alive:
+        await dead.opened().__aenter__()
+        turn = dead.turn()
+        await turn.__aenter__()
+        await turn.attempt(TARGET).__aenter__()
+        await dead.store.end_lease(dead.process)
+        assert await alive.ledger.sweep() == 0, "a process that just came up does not know who is alive"
+        clock.advance(16)
+        await alive.store.beat(alive.process)
+        assert sum(await asyncio.gather(alive.ledger.sweep(), alive.ledger.sweep())) >= 1
+        assert await alive.ledger.sweep() == 0
+        assert await alive.entries(turn.id) == [(0, "hold", HELD, False), (1, "post", HELD, True)]
+        assert await alive.balance("dept") == (HELD, 0)
+        assert alive.trail.events(turn.id) == ["turn.swept"]
+        await turn.__aexit__(None, None, None)
+        await dead.ledger.close()
+
+
+async def test_a_sole_process_sweeps_everybody_else_when_it_starts(engine: AsyncEngine) -> None:
+    dead = Firm(engine, [TEN])
+    await dead.opened().__aenter__()
+    turn = dead.turn()
+    await turn.__aenter__()
+    await turn.attempt(TARGET).__aenter__()
+    async with Firm(engine, [TEN], sole=True).opened() as firm:
+        assert await firm.balance("dept") == (HELD, 0)
+        assert await firm.open_holds() == 0
+    await dead.ledger.close()
+
+
+async def test_a_budget_declared_in_mid_month_knows_what_was_spent(engine: AsyncEngine) -> None:
+    firm = Firm(engine, [])
+    async with firm.opened():
+        await firm.answer(used(100, 50))
+        firm.book = type(firm.book).of([price(), budget("late", "sales", 150_000)])
+        with pytest.raises(BudgetExhausted):
+            await firm.answer(used(1, 1))
+        assert await firm.balance("late") == (150_000, 0)
+
+
+async def test_a_spent_budget_refuses_only_what_costs_something(engine: AsyncEngine) -> None:
+    async with Firm(engine, [budget("dept", "sales", 0)]).opened() as firm:
+        with pytest.raises(BudgetExhausted):
+            await firm.answer(used(1, 1))
+        async with firm.turn() as turn, turn.attempt(FREE) as attempt:
+            attempt.sent()
+            attempt.use(used(5, 5))
+        await turn.settled()
+        assert await firm.entries(turn.id) == [(0, "hold", 0, False), (1, "post", 0, False)]
+
+
+async def test_free_text_of_strangers_cannot_keep_a_batch_from_being_written(engine: AsyncEngine) -> None:
+    caller = by(CALLER, user="a\0b\ud800" + "x" * 1000)
+    async with Firm(engine, [TEN]).opened() as firm:
+        async with firm.turn(caller) as turn, turn.attempt(TARGET) as attempt:
+            attempt.replied("id\0\udfff")
+            attempt.use(used(1, 1))
+        await turn.settled()
+        told = await firm.ledger.request(turn.id)
+        assert told is not None
+        assert told.entries[1].provider_request_id == "id?"
+        assert told.entries[0].rates is not None
+
+
+async def test_entries_come_back_as_they_were_written(engine: AsyncEngine) -> None:
+    async with Firm(engine, [TEN]).opened() as firm:
+        turn = await firm.answer(used(3, 4))
+        told = await firm.ledger.request(turn.id)
+        assert told is not None
+        hold, post = told.entries
+        assert hold.periods == post.periods
+        assert post.tokens == used(3, 4).tokens
+        assert post.held_at == hold.at <= post.at
+        assert post.at.tzinfo is not None
+        assert await firm.ledger.request("req_none") is None
+
+
+async def test_an_answer_is_shortened_to_what_is_unspent(engine: AsyncEngine) -> None:
+    async with Firm(engine, [budget("dept", "sales", 150_000)]).opened() as firm:
+        async with firm.turn() as turn, turn.attempt(TARGET) as attempt:
+            assert attempt.was_lowered
+            assert attempt.output_tokens_max == 49
+            assert attempt.held_nano_usd <= 150_000
+        assert REQUEST.limited(49).output_tokens_max == 49
