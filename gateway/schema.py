@@ -37,6 +37,18 @@ async def pending(engine: AsyncEngine) -> bool:
         return await connection.run_sync(lambda sync: _current(sync) != _scripts().get_current_head())
 
 
+async def downgrade(engine: AsyncEngine) -> None:
+    """Undo the whole history: every table of ours goes, with what is in it. For tests of the history alone."""
+    async with engine.begin() as connection:
+        await connection.run_sync(_downgrade)
+
+
+def _downgrade(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.downgrade(config, "base")
+
+
 def _upgrade(connection: Connection) -> None:
     if _current(connection) == _scripts().get_current_head():
         return

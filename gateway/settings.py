@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     """At least 32 characters; without it, made once and kept in the data folder (SQLite only)."""
     master_key: SecretStr | None = None
     """32 bytes as 64 hex digits, seals provider credentials; without it, as `key_pepper`."""
-    demo: bool = True
-    """Whether the first start on an empty store declares the demo department, app, budgets and keys."""
+    demo: bool | None = None
+    """Whether the first start on an empty store declares the demo company and its keys; unset: on SQLite only."""
 
     body_bytes_max: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     body_seconds: Seconds = 30

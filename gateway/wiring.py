@@ -168,7 +168,8 @@ async def first_start(platform: Platform) -> Path | None:
     await migrate(platform.engine)
     path = settings.data_dir / "quickstart.json"
     _, documents = await platform.register.load()
-    if documents or not (settings.demo and settings.embedded):
+    wanted = settings.embedded if settings.demo is None else settings.demo
+    if documents or not wanted:
         return path if path.exists() else None
     made = await declare_demo(platform.register, platform.keys, platform.feed.load)
     write_quickstart(path, f"http://{settings.host}:{settings.port}/v1", made)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Writes the lock files: universal (Python 3.11 to 3.14), with hashes, nothing published within the last week.
 set -eu
-cutoff=$(python3 -c 'import datetime; print(datetime.date.today() - datetime.timedelta(days=7))')
+cutoff=$(python3 -c "import datetime; print(datetime.date.today() - datetime.timedelta(days=7))")
 python3 -m venv .cache/uv && .cache/uv/bin/python -m pip install --quiet uv
 lock() {
     .cache/uv/bin/uv --no-config pip compile "$@" --universal --python-version 3.11 --generate-hashes \
