@@ -16,8 +16,8 @@ from kernel import ChatRequest, DataClass, Hints
 _CHOICES_MAX = 128
 _MESSAGES_MAX = 20_000
 _TEXT_PARTS = frozenset({"text", "refusal", "input_text"})
-# What providers add to a prompt by themselves: role marks, a default system text, instructions for tools.
-_OVERHEAD_TOKENS = 64
+# What providers add to a prompt by themselves: role marks and instructions for tools. More is the model's to declare.
+_OVERHEAD_TOKENS = 8
 _OVERHEAD_TOKENS_MESSAGE = 8
 _OVERHEAD_TOKENS_TOOLS = 1024
 _NOT_PROMPT = frozenset({"model", "messages", "stream", "stream_options", "metadata", "user", "store", "penstock"})
@@ -150,6 +150,8 @@ def _input_tokens_max(facts: _Facts, fields: Mapping[str, Raw]) -> int | None:
         if "role" not in message:
             raise InvalidRequest(f"messages[{at}].role is missing.", param=f"messages[{at}].role")
         for name, raw in message.items():
+            if name == "role":
+                continue  # a mark among those counted per message
             size = _content_bytes(raw, at) if name == "content" else len(memoryview(raw))
             if size is None:
                 return None

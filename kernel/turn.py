@@ -115,7 +115,8 @@ class Target:
 
     name: the name callers, policies, prices and books use. context_tokens bounds prompt and answer together.
     output_tokens_max: ceiling of one answer. unpriced: may be used without a price, marked so in the books.
-    hidden: unknown to departments that no policy lets in.
+    hidden: unknown to departments that no policy lets in. prompt_overhead_tokens: what the provider's own template
+    adds to every prompt, beyond a few tokens per message.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Target:
     output_tokens_max: int
     unpriced: bool = False
     hidden: bool = False
+    prompt_overhead_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,11 @@ class ProviderBody(_Declared):
 
 
 class ModelBody(_Declared):
-    """A model on a provider; upstream_model is the provider's name for it where that differs."""
+    """A model on a provider; upstream_model is the provider's name for it where that differs.
+
+    prompt_overhead_tokens: what the provider's own template adds to every prompt (a default system text, a date), so
+    that holds cover it; a few tokens per message are always counted.
+    """
 
     provider: _Name
     upstream_model: _Name | None = None
@@ -86,6 +90,7 @@ class ModelBody(_Declared):
     output_tokens_max: _Tokens = 4096
     unpriced: bool = False
     hidden: bool = False
+    prompt_overhead_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
     @model_validator(mode="after")
     def _answer_fits(self) -> Self:

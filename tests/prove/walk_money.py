@@ -217,9 +217,9 @@ def _reconcile(bench: Bench, gateway: Gateway, simulator: Simulator) -> None:
 )
 async def kill(bench: Bench) -> Outcome:
     """Kill, start again, go on; then look for lines nobody knows and holds nobody closed."""
-    traffic = Traffic(1_500, bench.seed)
+    traffic = Traffic(4_000, bench.seed)
     dice = random.Random(bench.seed)
-    slowest = 0.0
+    slowest, held_at_kill = 0.0, list[int]()
     async with Simulator(bench.workdir) as simulator, Gateway(bench.workdir) as gateway:
         key = await found_company(gateway, simulator)
         load = asyncio.create_task(traffic.run(gateway, key))
@@ -232,20 +232,21 @@ async def kill(bench: Bench) -> Outcome:
             while orphans & set(_pending(gateway)):
                 await asyncio.sleep(0.05)
             slowest = max(slowest, time.monotonic() - started)
-            bench.note(f"killed with {len(orphans)} open holds")
+            held_at_kill.append(len(orphans))
         await load
         await _drained(gateway)
         before = compare(simulator.invoice(), read_attempts(gateway.data_dir))
         _reconcile(bench, gateway, simulator)
         after = compare(simulator.invoice(), read_attempts(gateway.data_dir), reconciled=True)
         left = open_holds(gateway.data_dir)
+    bench.figure("open holds when killed", held_at_kill)
     bench.figure("invoice lines", len(simulator.invoice()))
     bench.figure("without attempt", len(before.without_attempt))
     bench.figure("below the invoice", len(before.understated))
     bench.figure("different after import", len(after.inexact))
     bench.figure("slowest sweep s", slowest)
     bench.figure("open holds", left)
-    return Outcome(before.exact and after.exact and not left and slowest <= 30)
+    return Outcome(before.exact and after.exact and not left and slowest <= 30 and all(held_at_kill))
 
 
 def _pending(gateway: Gateway) -> list[str]:
