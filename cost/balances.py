@@ -48,6 +48,8 @@ class Balances:
         """Give back what the hold set aside and post what was spent. The hold must be open."""
         held = closing.hold.entry
         assert held is not None
+        # Posted at the hold means in tokens too: reports must not fall below the invoice either.
+        at_hold = closing.amount_nano_usd is None
         amount = held.amount_nano_usd if closing.amount_nano_usd is None else closing.amount_nano_usd
         self._move(held.periods, posted=amount, held=-held.amount_nano_usd)
         return replace(
@@ -58,7 +60,7 @@ class Balances:
             amount_nano_usd=amount,
             estimated=closing.estimated,
             process=self._process,
-            tokens=closing.tokens,
+            tokens=held.tokens if at_hold else closing.tokens,
             cost=closing.cost,
             rates=None,
             provider_request_id=closing.provider_request_id,

@@ -107,13 +107,16 @@ class Committer:
         self._wake.clear()
 
     def _take(self) -> list[Step]:
-        # Steps that failed again and again go one by one, so that one that cannot be written holds up no other.
-        size = 1 if self._failures >= _FAILURES_BEFORE_SINGLES else self._settings.batch_max
-        batch: list[Step] = []
-        while self._queue and len(batch) < size:
-            step = self._queue.popleft()
-            if not step.done.cancelled() or step.must_last:
-                batch.append(step)
+        waiting = [step for step in self._queue if step.must_last or not step.done.cancelled()]
+        trusted = [step for step in waiting if not step.is_suspect]
+        if self._failures >= _FAILURES_BEFORE_SINGLES:
+            # One of the closings may be what cannot be written: they go alone, and after those who wait for an answer.
+            asking = [step for step in trusted if not step.must_last]
+            batch = asking[: self._settings.batch_max] or trusted[:1] or waiting[:1]
+        else:
+            batch = trusted[: self._settings.batch_max] or waiting[:1]
+        taken = set(batch)
+        self._queue = deque(step for step in waiting if step not in taken)
         return batch
 
     async def _attempt(self, batch: list[Step]) -> None:
@@ -168,9 +171,12 @@ class Committer:
         for step in batch:
             if step.hold is not None and not self._committing:
                 step.hold.entry = None  # rolled back for certain; otherwise whoever asked has it voided
-        waiting, self._queue = [*self._queue, *batch], deque()
-        self._queue.extend(step for step in waiting if step.must_last)
-        for step in waiting:
+        if len(batch) == 1:
+            batch[0].is_suspect = True
+        # Who waited through a time-out has waited long enough; a quick failure leaves the others their own try.
+        gone = [*batch, *self._queue] if isinstance(failure, TimeoutError) else batch
+        self._queue = deque(step for step in [*self._queue, *batch] if step.must_last or step not in gone)
+        for step in gone:
             if not step.must_last and not step.done.done():
                 step.done.set_result(
                     StoreUnavailable("The books cannot be written; try again in a moment.", retry_after_seconds=1.0)

@@ -116,7 +116,7 @@ class Step:
 
     done: None once durable, or what it was refused for; cancelled by a waiter that gave up.
     record: for the trail; beside closings it is written only if one of them took effect, so a repetition adds nothing.
-    refused: the record that is written instead if the hold is refused.
+    refused: the record that is written instead if the hold is refused. is_suspect: it failed on its own.
     """
 
     done: asyncio.Future[PlatformError | None]
@@ -124,6 +124,7 @@ class Step:
     hold: Hold | None = None
     record: AuditRecord | None = None
     refused: Callable[[PlatformError], AuditRecord] | None = None
+    is_suspect: bool = False
 
     @property
     def must_last(self) -> bool:

@@ -61,7 +61,7 @@ def read_csv(text: str) -> list[InvoiceLine]:
             )
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as broken:
-        raise InvalidInvoice(f"Line {reader.line_num}: {broken}.") from broken
+        raise InvalidInvoice(f"Line {reader.reader.line_num}: {broken}.") from broken
     return _checked(rows, _from_columns)
 
 

@@ -14,7 +14,7 @@ class LedgerSettings:
 
     sole: bool = False
     queue_max: int = 10_000
-    batch_max: int = 512
+    batch_max: int = 256
     commit_timeout_seconds: float = 2.0
     close_seconds: float = 30.0
     retry_seconds_max: float = 1.0

@@ -73,7 +73,11 @@ class SqlBooks:
 
     async def __aenter__(self) -> Self:
         self._connection: AsyncConnection = await self._engine.connect()
-        await self._connection.begin()
+        try:
+            await self._connection.begin()
+        except BaseException:
+            await self._abandon()
+            raise
         return self
 
     async def __aexit__(
@@ -84,13 +88,20 @@ class SqlBooks:
                 await self._connection.commit()
             elif isinstance(error, Exception):
                 await self._connection.rollback()
-            else:
-                # Out of time: a connection that does not answer would not answer a rollback either.
-                await self._connection.invalidate()
-        finally:
+        except BaseException:
+            await self._abandon()
+            raise
+        if isinstance(error, Exception | None):
             await self._connection.close()
+        else:
+            await self._abandon()
         if error is None and self._metrics is not None:
             self._metrics.committed(self._written, self._clock.monotonic() - self._began)
+
+    async def _abandon(self) -> None:
+        # Out of time or broken: a connection that does not answer would not answer a rollback either.
+        await self._connection.invalidate()
+        await self._connection.close()
 
     async def now(self) -> datetime:
         """The instant that decides periods: the database's where many processes share it, else the clock's."""

@@ -159,7 +159,7 @@ class Turn:
             caller=self._caller,
             price=book.price(target.name, self._desk.clock.now()),
             budgets=book.budgets(self._caller),
-            input_tokens=target.context_tokens if bound is None else bound,
+            input_tokens=target.context_tokens if bound is None else bound + target.prompt_overhead_tokens,
             output_tokens=target.output_tokens_max if asked is None else min(asked, target.output_tokens_max),
             output_tokens_min=self._desk.settings.output_tokens_min,
             choices=request.choices,

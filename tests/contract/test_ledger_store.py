@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cost import BudgetExhausted, BudgetHeld
@@ -269,3 +270,19 @@ async def test_an_answer_is_shortened_to_what_is_unspent(engine: AsyncEngine) ->
             assert attempt.output_tokens_max == 49
             assert attempt.held_nano_usd <= 150_000
         assert REQUEST.limited(49).output_tokens_max == 49
+
+
+async def test_a_locked_store_refuses_after_the_time_out_and_serves_when_it_is_free(engine: AsyncEngine) -> None:
+    async with Firm(engine, [TEN], commit_timeout_seconds=0.2).opened() as firm:
+        await firm.answer(used(1, 1))
+        async with engine.begin() as rival:
+            await rival.execute(text("UPDATE budget_periods SET held_nano_usd = held_nano_usd"))
+            waiting = asyncio.create_task(firm.answer(used(1, 1)))
+            done, _ = await asyncio.wait({waiting}, timeout=0.5)
+            # SQLite's thread cannot be called back from a lock: there the driver's own time-out bounds the wait.
+            assert done or engine.dialect.name == "sqlite"
+        with pytest.raises(StoreUnavailable):
+            await waiting
+        await firm.answer(used(1, 1))
+        assert await firm.balance("dept") == (4_000, 0)
+        assert await firm.open_holds() == 0

@@ -13,9 +13,12 @@ class MemoryTrail:
     def __init__(self) -> None:
         self.records: list[AuditRecord] = []
         self.forgotten = 0
+        self.is_full = False
         self._joined: list[AuditRecord] = []
 
     async def append(self, connection: AsyncConnection, records: Sequence[AuditRecord]) -> ChainHead:
+        if self.is_full:
+            raise OSError("no space left")
         self._joined = list(records)
         return ChainHead(len(self.records) + len(records), "")
 
