@@ -1,6 +1,7 @@
 """No hard budget is ever exceeded, no call is ever without a row, the books equal the provider's invoice."""
 
-from cost.budgets import Book, Budget, Period
+from cost.book import Book
+from cost.budgets import Budget, Period
 from cost.entries import Entry, TurnEntries
 from cost.errors import (
     BudgetExhausted,

@@ -78,14 +78,15 @@ class Balances:
         output, amount = ask.output_tokens, 0
         periods: tuple[Period, ...] = ()
         if ask.price is not None and worst_case(ask):
-            output, amount = self._fitted(ask, ask.price)
+            output, amount = self._worst_case_that_fits(ask, ask.price)
             periods = tuple(self._period(budget) for budget in ask.budgets)
             self._move(periods, held=amount)
         hold.output_tokens = output
         hold.entry = self._entry(ask, output=output, amount=amount, periods=periods)
         return hold.entry
 
-    def _fitted(self, ask: Ask, price: Price) -> tuple[int, int]:
+    def _worst_case_that_fits(self, ask: Ask, price: Price) -> tuple[int, int]:
+        """The answer's ceiling in tokens and what it sets aside: 402 where it is spent, 429 where it is only held."""
         hard = [(budget, self._rows[self._period(budget)]) for budget in ask.budgets if budget.hard]
         unspent = min((b.limit_nano_usd - row.posted_nano_usd for b, row in hard), default=self._hold_max)
         output, amount = ask.output_tokens, worst_case(ask)

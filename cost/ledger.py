@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from cost.budgets import Book
+from cost.book import Book
 from cost.committer import Committer
 from cost.entries import Closing, Entry, Hold, TurnEntries
 from cost.settings import LedgerSettings

@@ -1,6 +1,6 @@
 """What tokens cost, in integers. It prices usage, bounds what a call can cost, and inverts that bound.
 
-It does not choose which price is in force; budgets.Book does.
+It does not choose which price is in force; book.Book does.
 """
 
 from collections.abc import Mapping

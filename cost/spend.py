@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cost.budgets import Book, Budget
+from cost.book import Book
+from cost.budgets import Budget
 from cost.errors import InvalidReport
 from cost.store import Question, SpendRow, SpendStore
 from kernel import Clock

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from cost.budgets import Book
+from cost.book import Book
 from cost.committer import Committer
 from cost.entries import Ask, AttemptKey, Closing, Hold, Step
 from cost.errors import ModelUnpriced, NoTarget, Overloaded

@@ -1,6 +1,7 @@
-"""A chat turn from admission to settlement, read downward. Each line is one step; the noun does the work.
+"""A chat turn from admission to its last closing, read downward. Each line is one step; the noun does the work.
 
-No step hides in middleware or a callback. It awaits four things: limits, hold, upstream, settle.
+No step hides in middleware or a callback. It awaits two things, the hold and the upstream; edge.py identifies before
+it and waits for the books after it.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -41,7 +42,7 @@ class Chat:
         async with self.ledger.turn(caller, request, plan, trace.admission()) as turn:
             trace.turn = turn
             for target in plan:
-                async with turn.attempt(target) as attempt:
+                async with turn.attempt(target) as attempt:  # held on entering, posted or voided however it is left
                     paid = request.limited(attempt.output_tokens_max)
                     reply = await self.upstreams.complete(target, paid, _call(trace, attempt))
                     attempt.use(reply.usage, reply.provider_request_id)

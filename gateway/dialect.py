@@ -1,7 +1,7 @@
 """OpenAI's chat wire as callers speak it: a body and headers in, a `ChatRequest` or a 400 that names the field.
 
-It reads the few facts the gate needs and keeps every other member as the bytes it was. What providers answer is
-router's to read.
+It reads the few facts the gate needs and keeps every other member as the bytes it was. Inbound only: what callers
+are told is edge.py's, what providers are asked and answer is router/openai.py's.
 """
 
 from collections.abc import Mapping

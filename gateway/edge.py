@@ -235,7 +235,7 @@ class Edge:
             async for chunk in chunks:
                 if not x.status:
                     await x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
-                if request.include_usage or not chunk.usage_only:
+                if _is_owed(request, chunk):
                     await x.write(b"data: " + self._told(x, chunk) + b"\n\n")
         await x.write(b"data: [DONE]\n\n")
 
@@ -307,6 +307,11 @@ class Edge:
     async def _reply(self, x: Exchange, body: object, status: int = HTTPStatus.OK) -> None:
         await x.reply(status, msgspec.json.encode(body))
         await x.finish()
+
+
+def _is_owed(request: ChatRequest, chunk: Chunk) -> bool:
+    """Usage is asked of every provider, for the books, and told only to callers who asked."""
+    return request.include_usage or not chunk.usage_only
 
 
 def _log_turn(x: Exchange, status: int, failure: PlatformError | None) -> None:

@@ -1,9 +1,9 @@
 """The one door to everything that answers. It finds the provider and its credential; upstreams do the talking."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from kernel import ChatReply, ChatRequest, Chunk, Clock, Target
-from router.catalogue import Catalogue, Provider
+from router.catalogue import Catalogue
 from router.dispatch import Dispatch, Upstream, UpstreamCall, UpstreamSettings
 from router.errors import UpstreamUnreachable
 from router.sandbox import Sandbox
@@ -27,13 +27,13 @@ class Upstreams:
     ) -> None:
         self._catalogue = catalogue
         self._credentials = credentials
-        self._sandbox: Upstream = Sandbox(clock)
-        self._wire: Upstream = WireClient(clock, settings)
+        # A new dialect is one class that fulfils dispatch.Upstream, one row here and one word in wire.ProviderBody.
+        self._upstreams: Mapping[str, Upstream] = {"sandbox": Sandbox(clock), "openai": WireClient(clock, settings)}
 
     async def complete(self, target: Target, request: ChatRequest, call: UpstreamCall) -> ChatReply:
         """The target's whole answer. Raises UpstreamError; cancelling it hangs up."""
         dispatch = self._dispatch(target, request, call)
-        return await self._upstream(dispatch.provider).complete(dispatch)
+        return await self._upstreams[dispatch.provider.dialect].complete(dispatch)
 
     def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
         """The target's answer by events, to be iterated within `aclosing`: closing it hangs up.
@@ -41,15 +41,12 @@ class Upstreams:
         It ends only when the answer is whole; a cut one raises UpstreamBroken.
         """
         dispatch = self._dispatch(target, request, call)
-        return self._upstream(dispatch.provider).stream(dispatch)
+        return self._upstreams[dispatch.provider.dialect].stream(dispatch)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._wire.close()
-        await self._sandbox.close()
-
-    def _upstream(self, provider: Provider) -> Upstream:
-        return self._sandbox if provider.dialect == "sandbox" else self._wire
+        for upstream in self._upstreams.values():
+            await upstream.close()
 
     def _dispatch(self, target: Target, request: ChatRequest, call: UpstreamCall) -> Dispatch:
         try:

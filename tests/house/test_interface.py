@@ -17,6 +17,13 @@ def test_every_test_directory_has_its_target() -> None:
     assert all((ROOT / "tests" / target).is_dir() for target in targets)
 
 
+def test_the_architecture_points_at_what_exists() -> None:
+    rows = re.findall(r"^\| .* \| `([a-z_/]+\.py):(\w+)` \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    for file, name in rows:
+        assert re.search(rf"(def|class) {name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
+
+
 def test_the_core_stays_light() -> None:
     lock = (ROOT / "requirements/core.lock").read_text()
     for heavy in ("litellm", "torch", "numpy", "onnxruntime", "mlflow", "feast", "openai", "httpx"):
