@@ -1,20 +1,41 @@
-"""The tables' common base and the engine factory. It builds; it never queries.
+"""The tables' common base, the one type they share, and the engine factory. It builds; it never queries.
 
 Losing the database means refusing: it holds the money and the trail.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import DateTime, Dialect, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import TypeDecorator
 
+# Reports and migrations may take this long; what must answer sooner bounds itself.
+_STATEMENT_SECONDS = 60.0
 _READS_ONLY = "penstock_reads_only"
 
 
 class Base(DeclarativeBase):
     """Every folder's tables hang here, so that one migration history covers them."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware instant in UTC on every store; SQLite alone would forget the time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (its signature)
+        """To UTC, because SQLite writes the clock's face only."""
+        return value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (its signature)
+        """Aware again."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def make_engine(url: str | URL, *, timeout_seconds: float = 5.0, pool_size: int = 8) -> AsyncEngine:
@@ -36,7 +57,7 @@ def make_engine(url: str | URL, *, timeout_seconds: float = 5.0, pool_size: int 
         pool_pre_ping=False,
         connect_args={
             "timeout": timeout_seconds,
-            "command_timeout": timeout_seconds,
+            "command_timeout": _STATEMENT_SECONDS,
             "server_settings": {"synchronous_commit": "on", "lock_timeout": f"{int(timeout_seconds * 1000)}"},
         },
     )
@@ -49,7 +70,7 @@ def reading(engine: AsyncEngine) -> AsyncEngine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

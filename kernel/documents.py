@@ -10,7 +10,8 @@ from typing import Any
 class Document:
     """A version of something an operator declared. Versions are append-only; the newest is in force.
 
-    `body` holds JSON values, already validated by the capability that owns `kind`.
+    `body` holds JSON values, already validated by the capability that owns `kind`. since: the version with which this
+    declaration began, uninterrupted and with the same identity; its own if not told.
     """
 
     kind: str
@@ -19,3 +20,9 @@ class Document:
     body: Mapping[str, Any]
     author: str
     at: datetime
+    since: int = 0
+
+    def __post_init__(self) -> None:
+        """A declaration that continues no other begins with itself."""
+        if not self.since:
+            object.__setattr__(self, "since", self.version)

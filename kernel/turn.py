@@ -131,10 +131,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Targets in the order in which they will be tried, and the name that led to them."""
+    """Targets in the order in which they will be tried, the name that led to them, and in words how it did."""
 
     requested: str
     targets: tuple[Target, ...]
+    why: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Target]:
         """The targets, first choice first."""

@@ -3,6 +3,7 @@
 from router.catalogue import Catalogue, Provider
 from router.errors import (
     ModelNotFound,
+    TargetsResting,
     UpstreamBroken,
     UpstreamBusy,
     UpstreamError,
@@ -11,14 +12,24 @@ from router.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from router.health import Health, Reading, RetryBudget
+from router.metrics import HealthMetrics
+from router.plans import Router
+from router.rules import prompt_bytes, prompt_tokens
 from router.upstreams import UpstreamCall, Upstreams, UpstreamSettings
 from router.wire import KINDS
 
 __all__ = [
     "KINDS",
     "Catalogue",
+    "Health",
+    "HealthMetrics",
     "ModelNotFound",
     "Provider",
+    "Reading",
+    "RetryBudget",
+    "Router",
+    "TargetsResting",
     "UpstreamBroken",
     "UpstreamBusy",
     "UpstreamCall",
@@ -29,4 +40,6 @@ __all__ = [
     "UpstreamTimeout",
     "UpstreamUnreachable",
     "Upstreams",
+    "prompt_bytes",
+    "prompt_tokens",
 ]

@@ -1,6 +1,6 @@
-"""What is declared, tied together: names become plans. It knows no caller; policy filters plans elsewhere."""
+"""What is declared, tied together. It knows no caller and no request; plans.py chooses, policy filters elsewhere."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeVar
@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from kernel import Document, InvalidDeclaration, Plan, Target
 from router.errors import ModelNotFound
-from router.wire import AliasBody, ModelBody, ProviderBody
+from router.rules import Alias, Rule
+from router.wire import AliasBody, ModelBody, ProviderBody, RuleBody
 
 _Body = TypeVar("_Body", ProviderBody, ModelBody, AliasBody)
+_ALIASES_IN_A_ROW_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,48 +30,65 @@ class Provider:
     answer_seconds: float
     event_seconds: float
     total_seconds: float
+    draining: bool
 
 
+@dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Everything callers can name, as of one moment; it never changes."""
+    """Everything callers can name, as of one moment; it never changes. draining: targets that take no new turns."""
 
-    def __init__(self, providers: Mapping[str, Provider], plans: Mapping[str, Plan]) -> None:
-        self._providers = MappingProxyType(dict(providers))
-        self._plans = MappingProxyType(dict(plans))
+    providers: Mapping[str, Provider]
+    targets: Mapping[str, Target]
+    aliases: Mapping[str, Alias]
+    draining: frozenset[str]
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> "Catalogue":
         """The catalogue of the documents in force; kinds of other folders are passed over.
 
-        Raises InvalidDeclaration for a body of the wrong shape, for a provider or target that is not declared, and
-        for an alias that bears the name of a model.
+        Raises InvalidDeclaration for a body of the wrong shape, for a name that is not declared, for an alias that
+        bears the name of a model, and for rules that lead in a circle or through too many aliases.
         """
-        bodies: dict[str, dict[str, Document]] = {"provider": {}, "model": {}, "alias": {}}
+        kinds: dict[str, dict[str, Document]] = {"provider": {}, "model": {}, "alias": {}}
         for document in documents:
-            bodies.get(document.kind, {})[document.name] = document
-        providers = {name: _provider(document) for name, document in bodies["provider"].items()}
-        targets = {name: _target(document, providers) for name, document in bodies["model"].items()}
-        plans = {name: Plan(name, (target,)) for name, target in targets.items()}
-        for name, document in bodies["alias"].items():
-            if name in targets:
-                raise _wrong(document, "name", "is the name of a model; choose another")
-            plans[name] = Plan(name, _targets(document, targets, bodies["alias"]))
-        return cls(providers, plans)
+            kinds.get(document.kind, {})[document.name] = document
+        providers = {name: _provider(document) for name, document in kinds["provider"].items()}
+        models = {name: _read(document, ModelBody) for name, document in kinds["model"].items()}
+        targets = {name: _target(kinds["model"][name], body, providers) for name, body in models.items()}
+        aliases = {name: _alias(document, targets, kinds["alias"]) for name, document in kinds["alias"].items()}
+        for name, alias in aliases.items():
+            _require_short_ways(kinds["alias"][name], alias, aliases)
+        draining = {name for name, body in models.items() if body.draining or providers[body.provider].draining}
+        return cls(
+            MappingProxyType(providers), MappingProxyType(targets), MappingProxyType(aliases), frozenset(draining)
+        )
 
-    def plan(self, name: str) -> Plan:
-        """The targets behind a model or an alias, in the order to try them. Raises ModelNotFound."""
-        plan = self._plans.get(name)
-        if plan is None:
+    def find(self, name: str) -> Target | Alias:
+        """The model or alias of this name. Raises ModelNotFound."""
+        found = self.targets.get(name) or self.aliases.get(name)
+        if found is None:
             raise ModelNotFound(name)
-        return plan
+        return found
+
+    def reachable(self, name: str) -> Plan:
+        """Every target that the name can lead to, through rules too, each once. Raises ModelNotFound."""
+        return Plan(name, tuple(dict.fromkeys(self._reached(self.find(name)))))
 
     def provider(self, name: str) -> Provider:
         """The provider that a target of this catalogue names; KeyError for any other."""
-        return self._providers[name]
+        return self.providers[name]
 
     def names(self) -> tuple[str, ...]:
         """All models and aliases, sorted."""
-        return tuple(sorted(self._plans))
+        return tuple(sorted((*self.targets, *self.aliases)))
+
+    def _reached(self, found: Target | Alias) -> Iterator[Target]:
+        if isinstance(found, Target):
+            yield found
+            return
+        yield from found.targets
+        for name in dict.fromkeys(rule.use for rule in found.rules):
+            yield from self._reached(self.find(name))
 
 
 def _provider(document: Document) -> Provider:
@@ -77,21 +96,61 @@ def _provider(document: Document) -> Provider:
     return Provider(name=document.name, **{**dict(body), "headers": MappingProxyType(dict(body.headers))})
 
 
-def _target(document: Document, providers: Mapping[str, Provider]) -> Target:
-    body = _read(document, ModelBody)
+def _target(document: Document, body: ModelBody, providers: Mapping[str, Provider]) -> Target:
     if body.provider not in providers:
         raise _wrong(document, "provider", f"names `{body.provider}`, which is not declared; declare that provider")
-    return Target(name=document.name, **{**dict(body), "upstream_model": body.upstream_model or document.name})
+    declared = body.model_dump(exclude={"draining"})
+    return Target(name=document.name, **{**declared, "upstream_model": body.upstream_model or document.name})
 
 
-def _targets(document: Document, targets: Mapping[str, Target], aliases: Mapping[str, Document]) -> tuple[Target, ...]:
-    names = _read(document, AliasBody).targets
-    for name in names:
+def _alias(document: Document, targets: Mapping[str, Target], aliases: Mapping[str, Document]) -> Alias:
+    body = _read(document, AliasBody)
+    if document.name in targets:
+        raise _wrong(document, "name", "is the name of a model; choose another")
+    weights = {each if isinstance(each, str) else each.model: 1 if isinstance(each, str) else each.weight
+               for each in body.targets}  # fmt: skip
+    for name in weights:
         if name in aliases:
             raise _wrong(document, "targets", f"names the alias `{name}`; name its models instead")
         if name not in targets:
             raise _wrong(document, "targets", f"names `{name}`, which is not declared; declare that model")
-    return tuple(targets[name] for name in names)
+    for at, rule in enumerate(body.rules):
+        if rule.use not in targets and rule.use not in aliases:
+            cure = f"names `{rule.use}`, which is not declared; declare that model or alias"
+            raise _wrong(document, f"rules.{at}.use", cure)
+    return Alias(
+        name=document.name,
+        targets=tuple(targets[name] for name in weights),
+        weights=tuple(weights.values()),
+        choose=body.choose,
+        rules=tuple(_rule(rule) for rule in body.rules),
+    )
+
+
+def _rule(body: RuleBody) -> Rule:
+    when = body.when
+    return Rule(
+        use=body.use,
+        prompt_tokens_over=when.prompt_tokens_over,
+        task_type=None if when.task_type is None else frozenset(when.task_type),
+        max_latency_ms_under=when.max_latency_ms_under,
+        quality_level=None if when.quality_level is None else frozenset(when.quality_level),
+    )
+
+
+def _require_short_ways(
+    document: Document, alias: Alias, aliases: Mapping[str, Alias], *, way: tuple[str, ...] = ()
+) -> None:
+    """Follow every rule. Raises InvalidDeclaration with the way that is a circle or too long."""
+    way = (*way, alias.name)
+    for name in {rule.use for rule in alias.rules} & aliases.keys():
+        told = " -> ".join((*way, name))
+        if name in way:
+            raise _wrong(document, "rules", f"lead in a circle, {told}; let one of them use a model")
+        if len(way) == _ALIASES_IN_A_ROW_MAX:
+            cure = f"lead through more than {_ALIASES_IN_A_ROW_MAX} aliases, {told}; shorten the way"
+            raise _wrong(document, "rules", cure)
+        _require_short_ways(document, aliases[name], aliases, way=way)
 
 
 def _read(document: Document, shape: type[_Body]) -> _Body:

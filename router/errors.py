@@ -93,3 +93,10 @@ class UpstreamBroken(UpstreamError):
     """The answer was cut or malformed after the request had left."""
 
     code = "upstream_broken"
+
+
+class TargetsResting(UpstreamError):
+    """Nothing was sent: every target that could be tried failed too often and rests, or is draining."""
+
+    status, code, retryable = 503, "targets_resting", True
+    unbilled = True

@@ -1,11 +1,13 @@
 """The one door to everything that answers. It finds the provider and its credential; upstreams do the talking."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 
 from kernel import ChatReply, ChatRequest, Chunk, Clock, Target
 from router.catalogue import Catalogue
 from router.dispatch import Dispatch, Upstream, UpstreamCall, UpstreamSettings
 from router.errors import UpstreamUnreachable
+from router.health import Health
 from router.sandbox import Sandbox
 from router.wire_client import WireClient
 
@@ -15,6 +17,7 @@ __all__ = ["Upstream", "UpstreamCall", "UpstreamSettings", "Upstreams"]
 class Upstreams:
     """Sends a request to a target, once. Losing a provider means failing the attempt, with an UpstreamError.
 
+    health: told how every call ended; it refuses calls to a target that rests.
     catalogue: the one in force at this moment. credentials: the opened credential of that name, or None.
     """
 
@@ -22,26 +25,35 @@ class Upstreams:
         self,
         catalogue: Callable[[], Catalogue],
         credentials: Callable[[str], str | None],
+        *,
+        health: Health,
         clock: Clock,
         settings: UpstreamSettings,
     ) -> None:
         self._catalogue = catalogue
         self._credentials = credentials
+        self._health = health
         # A new dialect is one class that fulfils dispatch.Upstream, one row here and one word in wire.ProviderBody.
         self._upstreams: Mapping[str, Upstream] = {"sandbox": Sandbox(clock), "openai": WireClient(clock, settings)}
 
     async def complete(self, target: Target, request: ChatRequest, call: UpstreamCall) -> ChatReply:
         """The target's whole answer. Raises UpstreamError; cancelling it hangs up."""
-        dispatch = self._dispatch(target, request, call)
-        return await self._upstreams[dispatch.provider.dialect].complete(dispatch)
+        with self._health.call(target):
+            dispatch = self._dispatch(target, request, call)
+            return await self._upstreams[dispatch.provider.dialect].complete(dispatch)
 
-    def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
         """The target's answer by events, to be iterated within `aclosing`: closing it hangs up.
 
         It ends only when the answer is whole; a cut one raises UpstreamBroken.
         """
-        dispatch = self._dispatch(target, request, call)
-        return self._upstreams[dispatch.provider.dialect].stream(dispatch)
+        with self._health.call(target) as called:
+            dispatch = self._dispatch(target, request, call)
+            async with aclosing(self._upstreams[dispatch.provider.dialect].stream(dispatch)) as chunks:
+                async for chunk in chunks:
+                    if chunk.content:
+                        called.answers()
+                    yield chunk
 
     async def close(self) -> None:
         """Close the connections."""

@@ -38,15 +38,10 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
-def _distinct(names: list[str]) -> list[str]:
-    if len(set(names)) != len(names):
-        raise ValueError("names a target twice")
-    return names
-
-
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 _Tokens = Annotated[int, Field(gt=0, le=100_000_000)]
+_Words = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=1, max_length=32)]
 
 
 class _Declared(BaseModel):
@@ -57,7 +52,7 @@ class ProviderBody(_Declared):
     """Where models live and how to talk to them.
 
     answer_seconds bounds the first event or the whole reply; event_seconds the time between two events, which
-    comments and keep-alives do not reset; total_seconds everything.
+    comments and keep-alives do not reset; total_seconds everything. draining: takes no new turns.
     """
 
     dialect: Literal["openai", "sandbox"]
@@ -69,6 +64,7 @@ class ProviderBody(_Declared):
     answer_seconds: _Seconds = 120
     event_seconds: _Seconds = 60
     total_seconds: _Seconds = 600
+    draining: bool = False
 
     @model_validator(mode="after")
     def _has_an_address(self) -> Self:
@@ -81,7 +77,7 @@ class ModelBody(_Declared):
     """A model on a provider; upstream_model is the provider's name for it where that differs.
 
     prompt_overhead_tokens: what the provider's own template adds to every prompt (a default system text, a date), so
-    that holds cover it; a few tokens per message are always counted.
+    that holds cover it; a few tokens per message are always counted. draining: takes no new turns.
     """
 
     provider: _Name
@@ -91,6 +87,7 @@ class ModelBody(_Declared):
     unpriced: bool = False
     hidden: bool = False
     prompt_overhead_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    draining: bool = False
 
     @model_validator(mode="after")
     def _answer_fits(self) -> Self:
@@ -99,10 +96,52 @@ class ModelBody(_Declared):
         return self
 
 
-class AliasBody(_Declared):
-    """A name callers use that stands for models, tried in order."""
+class WeightedTarget(_Declared):
+    """A model with its share where the alias chooses by weight or by outstanding calls."""
 
-    targets: Annotated[list[_Name], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
+    model: _Name
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+def _distinct(targets: list[str | WeightedTarget]) -> list[str | WeightedTarget]:
+    names = {each if isinstance(each, str) else each.model for each in targets}
+    if len(names) != len(targets):
+        raise ValueError("names a target twice")
+    return targets
+
+
+class Conditions(_Declared):
+    """What a request must be for a rule to match: everything that is given holds. A hint that is missing never does.
+
+    prompt_tokens_over: against an estimate of four bytes a token. max_latency_ms_under, task_type, quality_level:
+    against the hints of those names, word for word.
+    """
+
+    prompt_tokens_over: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
+    task_type: _Words | None = None
+    max_latency_ms_under: Annotated[int, Field(gt=0, le=86_400_000)] | None = None
+    quality_level: _Words | None = None
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if all(value is None for _, value in self):
+            raise ValueError(f"must give at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class RuleBody(_Declared):
+    """Requests that are so go to this model or alias."""
+
+    when: Conditions
+    use: _Name
+
+
+class AliasBody(_Declared):
+    """A name callers use that stands for models: those of the first rule that matches, its own targets otherwise."""
+
+    targets: Annotated[list[_Name | WeightedTarget], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
+    choose: Literal["order", "weight", "least_outstanding", "cheapest"] = "order"
+    rules: Annotated[list[RuleBody], Field(max_length=32)] = Field(default_factory=list)
     description: Annotated[str, Field(max_length=2000)] | None = None
 
 

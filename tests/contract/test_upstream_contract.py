@@ -21,7 +21,7 @@ from router import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from tests.fakes.routing import TARGET, Sent, catalogue, chat
+from tests.fakes.routing import TARGET, Sent, catalogue, chat, upstreams_of
 from tests.fakes.scripted_upstream import (
     CUT,
     DONE,
@@ -64,7 +64,7 @@ async def make(server: ScriptedUpstream, clock) -> AsyncIterator[Callable[..., U
     def made(settings: UpstreamSettings | None = None, **provider: object) -> Upstreams:
         declared = {"dialect": "openai", "base_url": server.url, "credential": "key", **PATIENT, **provider}
         known = catalogue(**declared)
-        upstreams = Upstreams(lambda: known, {"key": SECRET}.get, clock, settings or UpstreamSettings())
+        upstreams = upstreams_of(known, {"key": SECRET}.get, clock, settings)
         opened.append(upstreams)
         return upstreams
 

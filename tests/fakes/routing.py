@@ -1,13 +1,15 @@
 """Documents, requests and calls for tests of the router."""
 
 import json
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from msgspec import Raw
 
-from kernel import ChatRequest, Document, Target
-from router import Catalogue, UpstreamCall
+from kernel import ChatRequest, Clock, Document, Hints, Target
+from router import Catalogue, Health, UpstreamCall, Upstreams, UpstreamSettings
 
 AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -23,6 +25,23 @@ def catalogue(**provider: object) -> Catalogue:
             document("provider", "p", **provider),
             document("model", "m", provider="p", upstream_model="big", output_tokens_max=1000),
         ]
+    )
+
+
+def upstreams_of(
+    known: Catalogue,
+    credentials: Callable[[str], str | None],
+    clock: Clock,
+    settings: UpstreamSettings | None = None,
+    health: Health | None = None,
+) -> Upstreams:
+    """Upstreams with a health of their own, unless one is given to look at."""
+    return Upstreams(
+        lambda: known,
+        credentials,
+        health=health or Health(lambda: known, dice=random.Random(7), clock=clock),
+        clock=clock,
+        settings=settings or UpstreamSettings(),
     )
 
 
@@ -50,3 +69,27 @@ class Sent:
 
     def mark(self) -> None:
         self.times += 1
+
+
+def several(*models: str, **aliases: dict[str, object]) -> Catalogue:
+    """Models on one sandbox provider, and aliases onto them."""
+    return Catalogue.of(
+        [
+            document("provider", "s", dialect="sandbox"),
+            *(document("model", name, provider="s") for name in models),
+            *(document("alias", name, **body) for name, body in aliases.items()),
+        ]
+    )
+
+
+def asking(
+    model: str,
+    tokens: int = 0,
+    *,
+    task_type: str | None = None,
+    max_latency_ms: int | None = None,
+    quality_level: str | None = None,
+) -> ChatRequest:
+    """A request as the router sees one: a name, a length, hints."""
+    hints = Hints(task_type=task_type, max_latency_ms=max_latency_ms, quality_level=quality_level)
+    return ChatRequest(model, {}, input_tokens_max=tokens * 4, hints=hints)

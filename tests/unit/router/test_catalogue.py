@@ -12,7 +12,7 @@ MODELS = (document("model", "a", provider="sandbox"), document("model", "b", pro
 
 
 def test_a_model_is_a_plan_of_itself():
-    plan = Catalogue.of([SANDBOX, *MODELS]).plan("b")
+    plan = Catalogue.of([SANDBOX, *MODELS]).reachable("b")
     (target,) = plan
     assert (plan.requested, target.name, target.upstream_model, target.provider) == ("b", "b", "bee", "sandbox")
     assert (target.context_tokens, target.output_tokens_max, target.unpriced, target.hidden) == (
@@ -25,14 +25,14 @@ def test_a_model_is_a_plan_of_itself():
 
 def test_an_alias_is_its_targets_in_their_order():
     known = Catalogue.of([document("alias", "fast", targets=["b", "a"]), *MODELS, SANDBOX])
-    assert [target.name for target in known.plan("fast")] == ["b", "a"]
-    assert known.plan("fast").requested == "fast"
+    assert [target.name for target in known.reachable("fast")] == ["b", "a"]
+    assert known.reachable("fast").requested == "fast"
     assert known.names() == ("a", "b", "fast")
 
 
 def test_an_unknown_name_is_404_in_openais_words():
     with pytest.raises(ModelNotFound) as caught:
-        Catalogue.of([]).plan("gpt-9")
+        Catalogue.of([]).find("gpt-9")
     error = caught.value
     assert (error.status, error.code, error.kind, error.param) == (
         404,
@@ -45,7 +45,7 @@ def test_an_unknown_name_is_404_in_openais_words():
 
 def test_an_unknown_name_is_repeated_only_in_part():
     with pytest.raises(ModelNotFound) as caught:
-        Catalogue.of([]).plan("x" * 100_000)
+        Catalogue.of([]).find("x" * 100_000)
     assert len(caught.value.message) < 300
 
 

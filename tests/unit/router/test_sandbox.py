@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel import ChatRequest, Component
-from router import Catalogue, UpstreamRefused, Upstreams, UpstreamSettings, UpstreamUnreachable
+from router import Catalogue, UpstreamRefused, Upstreams, UpstreamUnreachable
 from router.sandbox import _TOKEN
 from router.sandbox_schema import smallest_instance
-from tests.fakes.routing import TARGET, Sent, catalogue, chat
+from tests.fakes.routing import TARGET, Sent, catalogue, chat, upstreams_of
 
 KNOWN = catalogue(dialect="sandbox")
 WEATHER = {
@@ -26,7 +26,7 @@ TIME = {"type": "function", "function": {"name": "time"}}
 
 @pytest.fixture
 async def upstreams(clock) -> AsyncIterator[Upstreams]:
-    made = Upstreams(lambda: KNOWN, lambda _: None, clock, UpstreamSettings())
+    made = upstreams_of(KNOWN, lambda _: None, clock)
     yield made
     await made.close()
 
@@ -182,7 +182,7 @@ async def test_refuses_what_it_cannot_read_and_says_where(upstreams, fields):
 
 async def test_a_target_whose_provider_was_withdrawn_is_unreachable_and_never_sent(clock):
     sent = Sent()
-    upstreams = Upstreams(lambda: Catalogue.of([]), lambda _: None, clock, UpstreamSettings())
+    upstreams = upstreams_of(Catalogue.of([]), lambda _: None, clock)
     with pytest.raises(UpstreamUnreachable) as caught:
         await upstreams.complete(TARGET, chat(), sent.call())
     assert (caught.value.unbilled, caught.value.curable, sent.times) == (True, True, 0)

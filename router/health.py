@@ -1,0 +1,202 @@
+"""What this process has seen of each target: calls that are open, and whether it answers. It sends nothing itself.
+
+Each process has its own opinion, since one process's broken network must not close a target for all.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from kernel import Clock, Target
+from router.catalogue import Catalogue
+from router.errors import TargetsResting, UpstreamBusy, UpstreamError, UpstreamRefused
+
+_FAULTS_MAX = 5
+_REST_SECONDS_MAX = 60.0
+_DOUBLINGS_MAX = 6
+_PROBE_SECONDS = 1.0  # what a caller is told to wait while somebody else's probe is out
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One target's health at this moment. state: 1 closed, 0.5 half-open, 0 open."""
+
+    target: str
+    state: float
+    outstanding: int
+
+
+class Circuit:
+    """One target: closed until it fails five times in a row, open for a rest, then half-open for one probe at a time.
+
+    place: the only one for a probe; free, offered to a turn that has not begun its call, or taken by a call.
+    """
+
+    def __init__(self) -> None:
+        self.outstanding = 0
+        self.faults = 0
+        self.openings = 0
+        self.rests_until: float | None = None
+        self.place: str = "free"
+
+    def state(self, now: float) -> float:
+        """1 closed, 0.5 half-open, 0 open."""
+        if self.rests_until is None:
+            return 1.0
+        return 0.5 if now >= self.rests_until else 0.0
+
+    def open(self, until: float) -> None:
+        """Let the target rest; never shorter than it already does."""
+        self.rests_until = max(until, self.rests_until or until)
+
+    def close(self, *, faults: int = 0) -> None:
+        """Let everybody in."""
+        self.rests_until, self.place, self.faults = None, "free", faults
+
+
+class Call:
+    """One call to a target, from before it is sent until it ended, however that is. Leaving never suspends.
+
+    Entering it raises TargetsResting where the circuit opened since the target was offered, so that no call but the
+    probe ever reaches a target that rests.
+    """
+
+    def __init__(self, health: "Health", circuit: Circuit, target: str) -> None:
+        self._health = health
+        self._circuit = circuit
+        self._target = target
+        self._probes = False
+
+    def __enter__(self) -> Self:
+        """Begin, as the probe if the circuit is half-open."""
+        circuit = self._circuit
+        state = circuit.state(self._health.now())
+        if state == 0 or (state < 1 and circuit.place == "taken"):
+            raise TargetsResting(f"The target `{self._target}` failed too often and rests.", retry_after_seconds=1)
+        if state < 1:
+            circuit.place, self._probes = "taken", True
+        circuit.outstanding += 1
+        return self
+
+    def answers(self) -> None:
+        """Content came. A probe lets the others in now and not after a long stream; its next fault opens again."""
+        if self._probes:
+            self._probes = False
+            self._circuit.close(faults=_FAULTS_MAX - 1)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Judge the target by how the call ended; a caller who left or a bug of ours says nothing about it."""
+        circuit = self._circuit
+        circuit.outstanding -= 1
+        if kind is None or isinstance(error, UpstreamRefused):
+            if self._probes or circuit.rests_until is None:
+                circuit.close()
+                circuit.openings = 0
+        elif isinstance(error, UpstreamError):
+            self._health.blame(circuit, error, probed=self._probes)
+        elif self._probes:
+            circuit.place = "free"
+
+
+class Health:
+    """Circuits of the targets in the catalogue; those that left it are forgotten."""
+
+    def __init__(self, catalogue: Callable[[], Catalogue], *, dice: random.Random, clock: Clock) -> None:
+        self._catalogue = catalogue
+        self._dice = dice
+        self._clock = clock
+        self._known: Catalogue | None = None
+        self._circuits: Mapping[str, Circuit] = {}
+
+    def now(self) -> float:
+        """Seconds on the clock that rests are measured with."""
+        return self._clock.monotonic()
+
+    def call(self, target: Target) -> Call:
+        """A call to be entered when it begins and left when it ends."""
+        return Call(self, self._circuit(target.name), target.name)
+
+    def offer(self, target: Target) -> bool:
+        """Whether a turn may try the target now. A half-open one is offered to one turn until that withdraws."""
+        circuit = self._circuit(target.name)
+        state = circuit.state(self.now())
+        if state == 0 or (state < 1 and circuit.place != "free"):
+            return False
+        if state < 1:
+            circuit.place = "offered"
+        return True
+
+    def withdraw(self, target: Target) -> None:
+        """The turn is done with what it was offered. A probe that never began gives its place back."""
+        circuit = self._circuit(target.name)
+        if circuit.place == "offered":
+            circuit.place = "free"
+
+    def outstanding(self, target: Target) -> int:
+        """Calls to the target that are open in this process."""
+        return self._circuit(target.name).outstanding
+
+    def rest_seconds(self, target: Target) -> float:
+        """How long until the target may be tried again; a second where a probe is out."""
+        until = self._circuit(target.name).rests_until
+        return max(0.0, until - self.now()) or _PROBE_SECONDS if until is not None else 0.0
+
+    def readings(self) -> Iterator[Reading]:
+        """Every target of the catalogue."""
+        now = self.now()
+        for name, circuit in self._current().items():
+            yield Reading(name, circuit.state(now), circuit.outstanding)
+
+    def blame(self, circuit: Circuit, error: UpstreamError, *, probed: bool) -> None:
+        """Count a fault. Calls that were under way when the circuit opened neither prolong nor shorten its rest,
+        unless the provider itself says how long to wait.
+        """
+        circuit.faults += 1
+        if probed:
+            circuit.place = "free"
+        is_first = probed or circuit.rests_until is None
+        if isinstance(error, UpstreamBusy) and error.retry_after_seconds:
+            rest_seconds = min(error.retry_after_seconds, _REST_SECONDS_MAX)
+        elif probed or (is_first and circuit.faults >= _FAULTS_MAX):
+            longest = min(_REST_SECONDS_MAX, 2.0 ** min(circuit.openings, _DOUBLINGS_MAX))
+            rest_seconds = self._dice.uniform(0, longest)  # full jitter: processes must not come in step
+        else:
+            return
+        circuit.openings += 1 if is_first else 0
+        circuit.open(self.now() + rest_seconds)
+
+    def _circuit(self, name: str) -> Circuit:
+        # A target that was withdrawn while a turn had it gets a circuit that nobody else will see.
+        return self._current().get(name) or Circuit()
+
+    def _current(self) -> Mapping[str, Circuit]:
+        catalogue = self._catalogue()
+        if catalogue is not self._known:
+            self._known, old = catalogue, self._circuits
+            self._circuits = {name: old.get(name) or Circuit() for name in catalogue.targets}
+        return self._circuits
+
+
+class RetryBudget:
+    """What second and later attempts are paid from, so that failing over cannot multiply a storm: 10 % of the turns.
+
+    A process starts with ten, and never saves more.
+    """
+
+    def __init__(self) -> None:
+        self._tenths = 100  # a tenth of a retry each; an integer adds up exactly
+
+    def earn(self) -> None:
+        """A turn asks its first target."""
+        self._tenths = min(100, self._tenths + 1)
+
+    def spend(self) -> bool:
+        """Whether one more attempt can be paid for; if so, it is."""
+        if self._tenths < 10:  # noqa: PLR2004 - one retry
+            return False
+        self._tenths -= 10
+        return True

@@ -1,0 +1,30 @@
+"""What operators see of targets. Labels hold declared names; values are read when somebody looks."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from router.health import Health
+
+
+class HealthMetrics(Collector):
+    """The health of every declared target, on the registry it is given; targets that left the catalogue leave it."""
+
+    def __init__(self, registry: CollectorRegistry, health: Health) -> None:
+        self._health = health
+        registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges as of now."""
+        states = GaugeMetricFamily(
+            "penstock_target_health", "1 closed, 0.5 half-open, 0 open, as this process sees it.", labels=["target"]
+        )
+        calls = GaugeMetricFamily(
+            "penstock_target_outstanding", "Calls to a target that are open in this process.", labels=["target"]
+        )
+        for reading in self._health.readings():
+            states.add_metric([reading.target], reading.state)
+            calls.add_metric([reading.target], reading.outstanding)
+        yield from (states, calls)

@@ -1,0 +1,114 @@
+"""A request becomes a plan, and a plan a walk over the targets that may be tried now. Nothing is sent from here."""
+
+import random
+from collections.abc import Callable, Iterator
+
+from kernel import ChatRequest, Plan, Target
+from router.catalogue import Catalogue
+from router.errors import TargetsResting
+from router.health import Health, RetryBudget
+from router.rules import Alias
+
+
+class Router:
+    """Chooses by what is declared, by the request's facts and by health; who may use what is decided elsewhere.
+
+    cost_of: what the request would probably cost on the target, in any one unit; None where no price is known.
+    """
+
+    def __init__(
+        self,
+        catalogue: Callable[[], Catalogue],
+        health: Health,
+        *,
+        cost_of: Callable[[Target, ChatRequest], int | None],
+        dice: random.Random,
+    ) -> None:
+        self._catalogue = catalogue
+        self._health = health
+        self._cost_of = cost_of
+        self._dice = dice
+        self._budget = RetryBudget()
+
+    def plan(self, request: ChatRequest) -> Plan:
+        """The targets behind the name that the request bears, first choice first, and why. Raises ModelNotFound.
+
+        Draining targets come last, for policy to judge and for nobody to try.
+        """
+        catalogue, why = self._catalogue(), list[str]()
+        found = catalogue.find(request.model)
+        while isinstance(found, Alias):
+            rule, told = found.match(request)
+            why += [told] if told else []
+            if rule is None:
+                break
+            found = catalogue.find(rule.use)
+        if isinstance(found, Alias):
+            targets, told = self._ordered(found, request)
+            why.append(f"{found.name}: {told}")
+        else:
+            targets = (found,)
+            why.append(f"{found.name}: a model")
+        if any(target.name in catalogue.draining for target in targets):
+            # Unnamed, since callers read this and may not know of every target.
+            why.append("what is draining comes last and is passed over")
+            targets = tuple(sorted(targets, key=lambda target: target.name in catalogue.draining))
+        return Plan(request.model, targets, tuple(why))
+
+    def walk(self, plan: Plan) -> Iterator[Target]:
+        """The targets to try, one after the other; those that rest or drain are passed over.
+
+        The second and later ones are paid from the retry budget; when it is empty the walk ends, and the failure
+        before it stands. Raises TargetsResting where there is nothing to try at all. An offered target is given back
+        when the walk goes on or is dropped.
+        """
+        walked = False
+        for target in plan:
+            if target.name in self._catalogue().draining or not self._health.offer(target):
+                continue
+            try:
+                if walked and not self._budget.spend():
+                    return
+                if not walked:
+                    self._budget.earn()
+                    walked = True
+                yield target
+            finally:
+                self._health.withdraw(target)
+        if not walked:
+            raise self._resting(plan)
+
+    def _ordered(self, alias: Alias, request: ChatRequest) -> tuple[tuple[Target, ...], str]:
+        """The alias's own targets as it chooses, and how it does. Draws of the same rank fall by lot."""
+        weights = dict(zip(alias.targets, alias.weights, strict=True))
+        match alias.choose:
+            case "weight":
+                # The first of racing exponentials is each with a chance of its share, and so is the next of the rest.
+                race = {target: self._dice.expovariate(weight) for target, weight in weights.items()}
+                return tuple(sorted(race, key=race.__getitem__)), "drawn by weight"
+            case "least_outstanding":
+                load = {
+                    target: (self._health.outstanding(target) / weight, self._dice.random())
+                    for target, weight in weights.items()
+                }
+                return tuple(sorted(load, key=load.__getitem__)), "fewest open calls for its weight first"
+            case "cheapest":
+                cost = {target: self._cost_of(target, request) for target in alias.targets}
+                return tuple(sorted(cost, key=lambda each: _dearness(cost[each]))), "cheapest first"
+            case "order":
+                return alias.targets, "as declared, in order"
+
+    def _resting(self, plan: Plan) -> TargetsResting:
+        draining = self._catalogue().draining
+        rests = [self._health.rest_seconds(target) for target in plan if target.name not in draining]
+        if not rests:
+            return TargetsResting(f"Every target of `{plan.requested}` is draining; use another model.")
+        return TargetsResting(
+            f"No target of `{plan.requested}` can be tried: they failed too often and rest; try again later.",
+            retry_after_seconds=min(rests),
+        )
+
+
+def _dearness(cost: int | None) -> tuple[bool, int]:
+    """Sorts what has no price behind everything that has one."""
+    return cost is None, cost or 0
