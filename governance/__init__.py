@@ -1,6 +1,8 @@
 """Promises who is who, who may what, why not, who approved, and the trail that proves it."""
 
 from governance.audit import AuditReader, AuditTrail, AuditVerdict, StoredRecord
+from governance.bulletin import Bulletin
+from governance.counters import Counters
 from governance.declarations import Declaration, parse, render
 from governance.directory import App, Department, Directory, UseCase, User
 from governance.errors import (
@@ -18,7 +20,10 @@ from governance.errors import (
 )
 from governance.keys import CreatedKey, Keys, NewKey
 from governance.limits import Limits, Permit
+from governance.memory import MemoryCounters
+from governance.metrics import LimitMetrics
 from governance.policy import Condition, Policy, Rules, Ruling, Verdict
+from governance.redis import SharedCounters, find_fault
 from governance.register import Change, Register
 from governance.store import Allowance, ChangeNote, Key
 from governance.vault import Credentials, Vault
@@ -32,9 +37,11 @@ __all__ = [
     "AuditReader",
     "AuditTrail",
     "AuditVerdict",
+    "Bulletin",
     "Change",
     "ChangeNote",
     "Condition",
+    "Counters",
     "CreatedKey",
     "Credentials",
     "Declaration",
@@ -45,7 +52,9 @@ __all__ = [
     "InvalidKey",
     "Key",
     "Keys",
+    "LimitMetrics",
     "Limits",
+    "MemoryCounters",
     "ModelNotAllowed",
     "NewKey",
     "NotFound",
@@ -57,6 +66,7 @@ __all__ = [
     "Rules",
     "Ruling",
     "SealBroken",
+    "SharedCounters",
     "StoredRecord",
     "TooLarge",
     "UseCase",
@@ -64,6 +74,7 @@ __all__ = [
     "User",
     "Vault",
     "Verdict",
+    "find_fault",
     "parse",
     "render",
 ]

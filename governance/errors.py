@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from kernel import PlatformError
 
@@ -59,9 +60,10 @@ class Forbidden(PlatformError):
 
 
 class RateLimited(PlatformError):
-    """A limit of the app or of the key is used up for now."""
+    """A limit of the app or of the key is used up for now. `headers` say which, as `x-ratelimit-*`."""
 
     status, code, kind, retryable = 429, "rate_limit_exceeded", "requests", True
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class TokensLimited(RateLimited):

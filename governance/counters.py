@@ -1,0 +1,106 @@
+"""What is counted for limits, behind one contract: in this process (memory.py) or for all of them (redis.py).
+
+Whole numbers only, so that every implementation comes to the same result. What a full bucket means for a caller is
+said in limits.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from governance.store import Allowance
+
+# One request or token fills a bucket by this much and each millisecond drains `limit` of it: no drift, and all
+# values stay below 2**53, where the numbers of Redis' scripts are exact.
+UNIT = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """An app or a key under its limits. place: the app whose counters a store keeps together."""
+
+    kind: Literal["app", "key"]
+    name: str
+    place: str
+    allowance: Allowance
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.kind} '{self.name}'"
+
+    def share(self, processes: int) -> "Scope":
+        """The scope with the part of its limits that one of so many processes may use: rounded down, at least 1."""
+        own = self.allowance
+        return replace(
+            self,
+            allowance=Allowance(
+                _part(own.requests_per_minute, processes),
+                _part(own.tokens_per_minute, processes),
+                _part(own.concurrent, processes),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One call that asks all of its scopes at once for a request, for so many tokens and for a place among open calls.
+
+    permit: names the call; a store keeps it as open under this name.
+    """
+
+    permit: str
+    scopes: tuple[Scope, ...]
+    tokens: int
+
+    def share(self, processes: int) -> "Claim":
+        """The same claim on one process's part of the limits."""
+        return replace(self, scopes=tuple(scope.share(processes) for scope in self.scopes))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How full a scope is: buckets in `UNIT`, open calls by number. scope: under the limits that were applied."""
+
+    scope: Scope
+    requests: int
+    tokens: int
+    calls: int
+
+    def lacks(self, tokens: int) -> Iterator[Literal["requests", "tokens", "concurrent"]]:
+        """What one more call with so many tokens would need and does not find."""
+        limits = self.scope.allowance
+        if limits.requests_per_minute and self.requests + UNIT > limits.requests_per_minute * UNIT:
+            yield "requests"
+        if limits.tokens_per_minute and self.tokens + tokens * UNIT > limits.tokens_per_minute * UNIT:
+            yield "tokens"
+        if limits.concurrent and self.calls >= limits.concurrent:
+            yield "concurrent"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to a claim, with its scopes in their order: after it where it was admitted, else unchanged."""
+
+    admitted: bool
+    standings: tuple[Standing, ...]
+
+
+class Counters(Protocol):
+    """Counts calls. Losing what it counts lets too much through for a minute and never costs more than a budget."""
+
+    async def take(self, claim: Claim) -> Taken:
+        """Count the claim in all of its scopes, or in none. Never raises for a store that is away."""
+        ...
+
+    def settle(self, claim: Claim, difference: int) -> None:
+        """Count so many tokens more, or fewer, for an admitted claim that is not released. Never fails."""
+        ...
+
+    def release(self, claim: Claim) -> None:
+        """The call is over; once or more often is the same. Never fails."""
+        ...
+
+
+def _part(limit: int | None, processes: int) -> int | None:
+    return None if limit is None else max(1, limit // max(1, processes))
