@@ -1,6 +1,6 @@
 """Spend, budgets and invoices over HTTP: wire shapes and who may ask. It decides nothing about money."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated
 
@@ -90,10 +90,10 @@ def routes(spend: Spend, reconciliation: Reconciliation, caller_of: Callable[...
         only: Annotated[SpendFilter, Depends()],
         caller: Annotated[Caller, Depends(caller_of)],
     ) -> SpendView:
-        """What was spent, grouped; a department sees its own."""
+        """What was spent, grouped; an app sees its own, a person what the department spent."""
         where = {name: value for name, value in only.model_dump().items() if value is not None}
         if Role.PLATFORM_ADMIN not in caller.roles:
-            where["department"] = _own_department(caller, where.get("department"))
+            where |= _own(caller, where)
         rows = await spend.report(by, since=since, until=until, where=where)
         return SpendView(
             since=since,
@@ -123,6 +123,7 @@ def routes(spend: Spend, reconciliation: Reconciliation, caller_of: Callable[...
         until: AwareDatetime,
         caller: Annotated[Caller, Depends(caller_of)],
         *,
+        provider: Annotated[str | None, Query(max_length=200)] = None,
         complete: bool = False,
     ) -> ReconcileView:
         """Apply an invoice: JSON lines, or CSV where the content type says so. Administrators only."""
@@ -131,16 +132,23 @@ def routes(spend: Spend, reconciliation: Reconciliation, caller_of: Callable[...
         text = await _text(request)
         is_csv = request.headers.get("content-type", "").partition(";")[0].strip() == "text/csv"
         lines = read_csv(text) if is_csv else read_jsonl(text)
-        applied = await reconciliation.run(lines, since=since, until=until, complete=complete, by=caller.name)
+        applied = await reconciliation.run(
+            lines, since=since, until=until, provider=provider, complete=complete, by=caller.name
+        )
         return _reconcile_view(applied)
 
     return routes
 
 
-def _own_department(caller: Caller, asked: str | None) -> str:
-    if caller.department is None or asked not in {None, caller.department}:
-        raise Forbidden("You can see what your own department spends; more takes the role `platform_admin`.")
-    return caller.department
+def _own(caller: Caller, asked: Mapping[str, str]) -> dict[str, str]:
+    """The filter that keeps a caller to its own: its department's spend, of which an app sees its own part."""
+    own = {name: of for name, of in (("department", caller.department), ("app", caller.app)) if of is not None}
+    if "department" not in own or any(asked.get(name, of) != of for name, of in own.items()):
+        raise Forbidden(
+            "An app's key sees what its app spends, a person's what the department spends; "
+            "more takes the role `platform_admin`."
+        )
+    return own
 
 
 def _may_see(caller: Caller, state: BudgetState) -> bool:

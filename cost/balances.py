@@ -1,6 +1,6 @@
 """The decision itself: locked balances in memory, moved by closings and holds. It knows no store and no time-out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -25,11 +25,9 @@ class Balances:
         self._rows: dict[Period, Balance] = {}
         self._changes: dict[Period, Balance] = {}
 
-    def wanted(self, closings: Iterable[Closing], holds: Iterable[Hold]) -> dict[Period, Budget | None]:
+    def wanted(self, released: Iterable[Sequence[Period]], holds: Iterable[Hold]) -> dict[Period, Budget | None]:
         """The periods to lock before these are decided, with the budgets of those that may have to be opened."""
-        wanted: dict[Period, Budget | None] = {}
-        for closing in closings:
-            wanted.update(dict.fromkeys(closing.hold.entry.periods if closing.hold.entry else ()))
+        wanted: dict[Period, Budget | None] = {period: None for periods in released for period in periods}
         for hold in holds:
             if hold.ask is not None and worst_case(hold.ask):
                 wanted.update((self._period(budget), budget) for budget in hold.ask.budgets)
@@ -44,14 +42,14 @@ class Balances:
         """What to add to each period that was moved."""
         return {period: change for period, change in self._changes.items() if any(change)}
 
-    def close(self, closing: Closing) -> Entry:
-        """Give back what the hold set aside and post what was spent. The hold must be open."""
+    def close(self, closing: Closing, periods: tuple[Period, ...]) -> Entry:
+        """Give back what the hold set aside in these periods and post what was spent. The hold must be open."""
         held = closing.hold.entry
         assert held is not None
         # Posted at the hold means in tokens too: reports must not fall below the invoice either.
         at_hold = closing.amount_nano_usd is None
         amount = held.amount_nano_usd if closing.amount_nano_usd is None else closing.amount_nano_usd
-        self._move(held.periods, posted=amount, held=-held.amount_nano_usd)
+        self._move(periods, posted=amount, held=-held.amount_nano_usd)
         return replace(
             held,
             step=1,
@@ -60,6 +58,7 @@ class Balances:
             amount_nano_usd=amount,
             estimated=closing.estimated,
             process=self._process,
+            periods=periods,
             tokens=held.tokens if at_hold else closing.tokens,
             cost=closing.cost,
             rates=None,
@@ -105,9 +104,9 @@ class Balances:
 
     def _period(self, budget: Budget) -> Period:
         # Telling a calendar period costs microseconds, and a batch asks for the same few over and over.
-        period = self._periods.get(budget.id)
+        period = self._periods.get(budget.key)
         if period is None:
-            period = self._periods[budget.id] = budget.at(self._at)
+            period = self._periods[budget.key] = budget.at(self._at)
         return period
 
     def _move(self, periods: tuple[Period, ...], *, posted: int = 0, held: int = 0) -> None:

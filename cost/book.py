@@ -49,7 +49,11 @@ class Book:
 
     def budgets(self, caller: Caller) -> tuple[Budget, ...]:
         """All budgets that a turn of this caller counts against, by id."""
-        keys = (("department", caller.department), ("app", caller.app), ("key", caller.key_id))
+        return self.counting(caller.department, caller.app, caller.key_id)
+
+    def counting(self, department: str | None, app: str | None, key_id: str) -> tuple[Budget, ...]:
+        """All budgets that what these three spend counts against, by id."""
+        keys = (("department", department), ("app", app), ("key", key_id))
         found = [budget for scope, of in keys if of is not None for budget in self.scopes.get((scope, of), ())]
         return tuple(sorted(found, key=lambda budget: budget.id))
 
@@ -77,6 +81,7 @@ def budget_of(document: Document) -> Budget:
         hard=body.hard,
         timezone=body.timezone,
         alert_at_percent=tuple(sorted(set(body.alert_at_percent))),
+        since=document.since,
     )
 
 

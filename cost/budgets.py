@@ -9,7 +9,7 @@ Scope = Literal["department", "app", "key"]
 
 
 class Period(NamedTuple):
-    """One budget in one of its periods."""
+    """One budget, by its key, in one of its periods."""
 
     budget_id: str
     key: str
@@ -17,7 +17,10 @@ class Period(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much may be spent within a scope in a calendar month or day of `timezone`. id: its document's name."""
+    """How much may be spent within a scope in a calendar month or day of `timezone`.
+
+    id: its document's name. since: the version with which it began to count what it counts.
+    """
 
     id: str
     scope: Scope
@@ -27,6 +30,12 @@ class Budget:
     hard: bool = True
     timezone: str = "UTC"
     alert_at_percent: tuple[int, ...] = ()
+    since: int = 1
+
+    @property
+    def key(self) -> str:
+        """`name@since`: another one wherever it was withdrawn in between, or came to count something else."""
+        return f"{self.id}@{self.since}"
 
     def period_key(self, at: datetime) -> str:
         """The period that `at` falls in: `2026-11`, or `2026-11-21` for a daily budget."""
@@ -44,4 +53,4 @@ class Budget:
 
     def at(self, at: datetime) -> Period:
         """The budget in the period that `at` falls in."""
-        return Period(self.id, self.period_key(at))
+        return Period(self.key, self.period_key(at))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cost.balances import Balances
+from cost.budgets import Period
 from cost.entries import AttemptKey, Closing, Entry, Hold, Step
 from cost.errors import Overloaded
 from cost.settings import LedgerSettings
@@ -19,6 +20,7 @@ from cost.store import LedgerStore, PeriodsMissing
 from kernel import AuditRecord, AuditSink, ChainHead, PlatformError, StoreUnavailable
 
 _FIRST_RETRY_SECONDS = 0.05
+_DOUBLINGS_MAX = 10
 _FAILURES_BEFORE_SINGLES = 3
 _TRIES_TO_OPEN_PERIODS = 3
 
@@ -53,6 +55,11 @@ class Committer:
     def open_holds(self) -> int:
         """Holds of this process without a durable closing."""
         return self._open
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the last thing that was tried could be written."""
+        return not self._failures
 
     @property
     def waiting(self) -> int:
@@ -90,6 +97,8 @@ class Committer:
                 await self._attempt(batch)
             elif self._closing and not self._queue:
                 return
+            elif self._failures:
+                await self._probe()
 
     def close(self) -> None:
         """Take no new holds; `run` ends once all closings are durable."""
@@ -99,7 +108,8 @@ class Committer:
     async def _something_to_do(self) -> None:
         if self._failures:
             # A new hold cuts the pause short: it is refused or served at once, and it is the probe.
-            pause = min(_FIRST_RETRY_SECONDS * 2**self._failures, self._settings.retry_seconds_max)
+            doubled = _FIRST_RETRY_SECONDS * 2 ** min(self._failures, _DOUBLINGS_MAX)
+            pause = min(doubled, self._settings.retry_seconds_max)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
         elif not self._queue and not self._closing:
@@ -119,17 +129,32 @@ class Committer:
         self._queue = deque(step for step in waiting if step not in taken)
         return batch
 
-    async def _attempt(self, batch: list[Step]) -> None:
+    async def _probe(self) -> None:
+        """Find out whether the store can be written again though nothing waits: until then nobody may send turns."""
+        began = asyncio.get_running_loop().time()
         try:
-            outcome = await self._commit(batch)
-        except Exception as failure:  # noqa: BLE001 - the loop must live; what failed is told to all who wait
-            self._failed(batch, failure)
-            return
-        if outcome.head is not None:
-            self._audit.advance(outcome.head)
+            async with asyncio.timeout(self._settings.commit_timeout_seconds):
+                await self._store.beat(self._process)
+        except Exception as failure:  # noqa: BLE001 - the loop must live
+            self._failed([], failure, began)
+        else:
+            self._succeeded()
+
+    def _succeeded(self) -> None:
         if self._failures:
             _log.warning("the books are written again after %d failures", self._failures)
         self._failures = 0
+
+    async def _attempt(self, batch: list[Step]) -> None:
+        began = asyncio.get_running_loop().time()
+        try:
+            outcome = await self._commit(batch)
+        except Exception as failure:  # noqa: BLE001 - the loop must live; what failed is told to all who wait
+            self._failed(batch, failure, began)
+            return
+        if outcome.head is not None:
+            self._audit.advance(outcome.head)
+        self._succeeded()
         self._open += outcome.opened
         for step in batch:
             if not step.done.done():
@@ -153,17 +178,17 @@ class Committer:
         outcome = _Outcome()
         async with self._store.transaction() as books:
             balances = Balances(await books.now(), self._process, hold_nano_usd_max=self._settings.hold_nano_usd_max)
-            balances.load(await books.lock(balances.wanted(closings, holds)))
             keys = [closing.hold.entry.key for closing in closings if closing.hold.entry is not None]
-            opened = await books.release(keys) if keys else set()
-            entries, records = _decide(batch, balances, opened, outcome)
+            released = await books.release(keys) if keys else {}
+            balances.load(await books.lock(balances.wanted(released.values(), holds)))
+            entries, records = _decide(batch, balances, released, outcome)
             await books.write(entries, balances.changes)
             if records:
                 outcome.head = await books.record(self._audit, records)
             self._committing = True
         return outcome
 
-    def _failed(self, batch: list[Step], failure: Exception) -> None:
+    def _failed(self, batch: list[Step], failure: Exception, began: float) -> None:
         self._audit.forget()
         self._failures += 1
         if self._failures == 1:
@@ -173,8 +198,10 @@ class Committer:
                 step.hold.entry = None  # rolled back for certain; otherwise whoever asked has it voided
         if len(batch) == 1:
             batch[0].is_suspect = True
-        # Who waited through a time-out has waited long enough; a quick failure leaves the others their own try.
-        gone = [*batch, *self._queue] if isinstance(failure, TimeoutError) else batch
+        # Who waited through a slow failure has waited long enough; a quick one leaves the others their own try. Not
+        # every time-out is called so: SQLite, locked by somebody else for as long as it may wait, is "locked".
+        was_slow = asyncio.get_running_loop().time() - began >= self._settings.commit_timeout_seconds / 2
+        gone = [*batch, *self._queue] if was_slow or isinstance(failure, TimeoutError) else batch
         self._queue = deque(step for step in [*self._queue, *batch] if step.must_last or step not in gone)
         for step in gone:
             if not step.must_last and not step.done.done():
@@ -184,7 +211,7 @@ class Committer:
 
 
 def _decide(
-    batch: Sequence[Step], balances: Balances, opened: set[AttemptKey], outcome: _Outcome
+    batch: Sequence[Step], balances: Balances, released: dict[AttemptKey, tuple[Period, ...]], outcome: _Outcome
 ) -> tuple[list[Entry], list[AuditRecord]]:
     """Closings first, so that what they give back serves the holds of the same batch."""
     entries: list[Entry] = []
@@ -193,9 +220,8 @@ def _decide(
         effective = False
         for closing in step.closings:
             held = closing.hold.entry
-            if held is not None and held.key in opened:
-                opened.remove(held.key)
-                entries.append(balances.close(closing))
+            if held is not None and held.key in released:
+                entries.append(balances.close(closing, released.pop(held.key)))
                 effective = True
                 outcome.opened -= closing.hold.ask is not None
         if step.record is not None and step.hold is None and (effective or not step.closings):

@@ -62,6 +62,19 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """A further line for an attempt that has ended.
+
+    closed_at: when it ended. budgets: the periods of the budgets now in force that it falls in; those opened since then
+    have counted its earlier lines without being named by them.
+    """
+
+    entry: Entry
+    closed_at: datetime
+    budgets: tuple[Period, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TurnEntries:
     """All lines of one turn, by attempt and step."""
 

@@ -36,7 +36,7 @@ class NoTarget(PlatformError):
 class Forbidden(PlatformError):
     """The caller's roles do not cover what it asks to see or do."""
 
-    status, code, kind = 403, "permission_denied", "invalid_request_error"
+    status, code, kind = 403, "permission_denied", "permission_error"
 
 
 class InvalidReport(PlatformError):

@@ -51,6 +51,11 @@ class Ledger:
         return self._committer.open_holds
 
     @property
+    def is_writing(self) -> bool:
+        """False from a commit that failed until something could be written again; it tries by itself."""
+        return self._committer.is_writing
+
+    @property
     def waiting(self) -> int:
         """Steps that wait to be committed."""
         return self._committer.waiting

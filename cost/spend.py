@@ -8,6 +8,7 @@ from cost.book import Book
 from cost.budgets import Budget
 from cost.errors import InvalidReport
 from cost.store import Question, SpendRow, SpendStore
+from cost.windows import require_window
 from kernel import Clock
 
 COLUMNS = ("department", "app", "key", "user", "model", "provider", "use_case", "day", "month")
@@ -55,13 +56,12 @@ class Spend:
     ) -> list[SpendRow]:
         """Posted and corrected money by group, dearest first, at most 10,000 rows.
 
-        since, until: aware; from the first, up to and without the second. Raises InvalidReport, StoreUnavailable.
+        since, until: from the first, up to and without the second. Raises InvalidReport, StoreUnavailable.
         """
         unknown = sorted({*by, *(where or {})} - set(COLUMNS))
         if unknown:
             raise InvalidReport(f"There is no column `{unknown[0][:64]}`; take {', '.join(COLUMNS)}.", param="by")
-        if since.tzinfo is None or until.tzinfo is None or since >= until:
-            raise InvalidReport("`since` and `until` need an offset, and `since` must come first.", param="since")
+        require_window(since, until)
         return await self._store.spent(Question(tuple(dict.fromkeys(by)), since, until, where or {}), _ROWS_MAX)
 
     async def budget_states(self, at: datetime | None = None) -> list[BudgetState]:

@@ -5,7 +5,7 @@ Losing the database means refusing. Reports read what was durable when they bega
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,17 +16,18 @@ from sqlalchemy import (
     ColumnElement,
     Insert,
     Row,
-    ScalarSelect,
+    Select,
     and_,
     bindparam,
     case,
     delete,
     exists,
+    false,
     func,
     insert,
     literal,
     select,
-    true,
+    text,
     tuple_,
     update,
 )
@@ -36,7 +37,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
 from cost.budgets import Budget, Period
-from cost.entries import AttemptKey, Entry
+from cost.entries import AttemptKey, Correction, Entry
 from cost.metrics import LedgerMetrics
 from cost.store import Balance, PeriodsMissing, Question, SpendRow
 from cost.tables import BudgetPeriodRow, EntryRow, OpenHoldRow, ProcessRow
@@ -59,6 +60,13 @@ _move = (
     )
     .execution_options(synchronize_session=False)
 )
+_join = (
+    update(OpenHoldRow)
+    .where(OpenHoldRow.turn_id == bindparam("turn"), OpenHoldRow.attempt == bindparam("number"))
+    .values(periods=bindparam("now_within"))
+    .execution_options(synchronize_session=False)
+)
+_its_hold = and_(EntryRow.turn_id == OpenHoldRow.turn_id, EntryRow.attempt == OpenHoldRow.attempt, EntryRow.step == 0)
 
 
 class SqlBooks:
@@ -104,8 +112,21 @@ class SqlBooks:
         await self._connection.close()
 
     async def now(self) -> datetime:
-        """The instant that decides periods: the database's where many processes share it, else the clock's."""
-        return await _now(self._connection, self._clock)
+        """The instant that decides periods: the database's where many processes share it, else the clock's.
+
+        It is asked first: whoever opens a period waits for those who have asked, and lets nobody else ask.
+        """
+        return await _now(self._connection, self._clock, and_lock_holds=True)
+
+    async def release(self, keys: Collection[AttemptKey]) -> dict[AttemptKey, tuple[Period, ...]]:
+        """Delete these open holds; returns those that were there, with the periods that hold them.
+
+        Whoever deletes the row closes the attempt.
+        """
+        row = OpenHoldRow
+        gone = delete(row).where(tuple_(row.turn_id, row.attempt).in_(_padded(keys)))
+        found = await self._connection.execute(gone.returning(row.turn_id, row.attempt, row.periods))
+        return {AttemptKey(turn_id, attempt): _periods(periods) for turn_id, attempt, periods in found}
 
     async def lock(self, wanted: Mapping[Period, Budget | None]) -> dict[Period, Balance]:
         """The rows of these periods, locked in id order. Raises PeriodsMissing where one with a budget has none."""
@@ -114,12 +135,6 @@ class SqlBooks:
         if missing:
             raise PeriodsMissing(missing)
         return rows
-
-    async def release(self, keys: Collection[AttemptKey]) -> set[AttemptKey]:
-        """Delete these open holds; returns those that were there. Whoever deletes the row closes the attempt."""
-        attempt = tuple_(OpenHoldRow.turn_id, OpenHoldRow.attempt)
-        gone = delete(OpenHoldRow).where(attempt.in_(_padded(keys))).returning(OpenHoldRow.turn_id, OpenHoldRow.attempt)
-        return {AttemptKey(*row) for row in await self._connection.execute(gone)}
 
     async def write(self, entries: Sequence[Entry], changes: Mapping[Period, Balance]) -> None:
         """Add the entries, open the holds among them, and add the changes to the periods' balances."""
@@ -151,15 +166,25 @@ class SqlLedgerStore:
         return SqlBooks(self._engine, self._clock, self._metrics)
 
     async def open_periods(self, budgets: Mapping[Period, Budget]) -> None:
-        """Make rows for periods without one, posted with what their scope has spent in them. Idempotent."""
-        columns = ["budget_id", "period", "posted_nano_usd", "held_nano_usd"]
+        """Make rows for periods without one, with what their scope has spent and holds open in them. Idempotent."""
         async with self._engine.begin() as connection:
-            for period, budget in sorted(budgets.items()):
-                # SQLite takes ON CONFLICT behind a SELECT for a join unless a WHERE stands between.
-                seeded = select(literal(period.budget_id), literal(period.key), _spent_in(budget, period), literal(0))
-                await connection.execute(
-                    _insert_missing(connection, BudgetPeriodRow).from_select(columns, seeded.where(true()))
-                )
+            # No hold may come or go while they are counted, and nobody else may open. SQLite is locked whole by now.
+            await _lock_holds(connection, "SHARE ROW EXCLUSIVE")
+            opened_at = await _now(connection, self._clock)
+            there = await _balances(connection, budgets, locked=False)
+            for period, budget in ((period, budget) for period, budget in budgets.items() if period not in there):
+                posted = (await connection.execute(_spent_in(budget, period))).scalar_one()
+                holds = (await connection.execute(_open_in(budget, period))).all()
+                row = {
+                    "budget_id": period.budget_id,
+                    "period": period.key,
+                    "posted_nano_usd": int(posted),
+                    "held_nano_usd": sum(hold.amount_nano_usd for hold in holds),
+                    "opened_at": opened_at,
+                }
+                await connection.execute(insert(BudgetPeriodRow).values(row))
+                if holds:
+                    await connection.execute(_join, [_joined(hold, period) for hold in holds])
 
     async def beat(self, process: str) -> None:
         """Take or renew the lease of a process."""
@@ -182,10 +207,7 @@ class SqlLedgerStore:
                 since = await _now(connection, self._clock) - timedelta(seconds=lease_seconds)
                 leased = select(ProcessRow.id).where(ProcessRow.heartbeat_at >= since)
                 lost = and_(lost, OpenHoldRow.process.not_in(leased))
-            same = and_(
-                EntryRow.turn_id == OpenHoldRow.turn_id, EntryRow.attempt == OpenHoldRow.attempt, EntryRow.step == 0
-            )
-            found = select(EntryRow.__table__).join(OpenHoldRow, same).where(lost).limit(limit)
+            found = select(EntryRow.__table__).join(OpenHoldRow, _its_hold).where(lost).limit(limit)
             return [_entry(row) for row in await connection.execute(found)]
 
     async def entries_of(self, turn_ids: Collection[str]) -> list[Entry]:
@@ -198,13 +220,17 @@ class SqlLedgerStore:
             async with self._reader.connect() as connection:
                 return [_entry(row) for row in await connection.execute(ordered)]
 
-    async def by_provider_id(self, provider_request_ids: Collection[str]) -> dict[str, set[AttemptKey]]:
-        """The attempts that these ids of the provider's belong to. Raises StoreUnavailable."""
+    async def by_provider_id(
+        self, provider_request_ids: Collection[str], provider: str | None
+    ) -> dict[str, set[AttemptKey]]:
+        """The provider's attempts (None: anybody's) that these ids of its own belong to. Raises StoreUnavailable."""
         if not provider_request_ids:
             return {}
         found = select(EntryRow.provider_request_id, EntryRow.turn_id, EntryRow.attempt).where(
             EntryRow.provider_request_id.in_(_padded(provider_request_ids))
         )
+        if provider is not None:
+            found = found.where(EntryRow.provider == provider)
         attempts: dict[str, set[AttemptKey]] = {}
         with _refusing():
             async with self._reader.connect() as connection:
@@ -212,23 +238,26 @@ class SqlLedgerStore:
                     attempts.setdefault(provider_id or "", set()).add(AttemptKey(turn_id, attempt))
         return attempts
 
-    async def unconfirmed(self, since: datetime, until: datetime) -> list[AttemptKey]:
-        """Attempts held in [since, until) that stand estimated and uncorrected. Raises StoreUnavailable."""
+    async def unconfirmed(self, provider: str, since: datetime, until: datetime) -> list[AttemptKey]:
+        """The provider's attempts held in [since, until) that stand estimated, uncorrected. Raises StoreUnavailable."""
         found = select(EntryRow.turn_id, EntryRow.attempt).where(
-            EntryRow.held_at >= since, EntryRow.held_at < until, _unconfirmed()
+            EntryRow.provider == provider, EntryRow.held_at >= since, EntryRow.held_at < until, _unconfirmed()
         )
         with _refusing():
             async with self._reader.connect() as connection:
                 return [AttemptKey(*row) for row in await connection.execute(found)]
 
-    async def correct(self, corrections: Sequence[Entry]) -> set[AttemptKey]:
-        """Add those corrections whose step is free, and move their periods; returns what was added."""
+    async def correct(self, corrections: Sequence[Correction]) -> set[AttemptKey]:
+        """Add those corrections whose step is free, and move the periods that count them; returns what was added."""
         changes: dict[Period, Balance] = {}
         added: set[AttemptKey] = set()
+        concerned = {period for each in corrections for period in (*each.entry.periods, *each.budgets)}
         with _refusing():
             async with self._engine.begin() as connection:
-                await _balances(connection, {p: None for c in corrections for p in c.periods}, locked=True)
-                for entry in corrections:
+                await _lock_holds(connection, "ROW EXCLUSIVE")  # no period may be opened while it is corrected
+                opened = await _opened(connection, concerned)
+                for each in corrections:
+                    entry = _counted(each, opened)
                     written = await connection.execute(_insert_missing(connection, EntryRow).values(_row(entry)))
                     if written.rowcount:
                         added.add(entry.key)
@@ -244,8 +273,9 @@ class SqlLedgerStore:
             async with self._reader.connect() as connection:
                 rows = await _balances(connection, budgets, locked=False)
                 for period in budgets.keys() - rows.keys():
-                    spent = await connection.execute(select(_spent_in(budgets[period], period)))
-                    rows[period] = Balance(int(spent.scalar_one()))
+                    spent = (await connection.execute(_spent_in(budgets[period], period))).scalar_one()
+                    holds = await connection.execute(_open_in(budgets[period], period))
+                    rows[period] = Balance(int(spent), sum(hold.amount_nano_usd for hold in holds))
         return rows
 
     async def spent(self, question: Question, rows_max: int) -> list[SpendRow]:
@@ -289,10 +319,15 @@ class SqlLedgerStore:
 _COLUMN_OF = {"model": "target", "key": "key_id"}
 
 
-async def _now(connection: AsyncConnection, clock: Clock) -> datetime:
+async def _now(connection: AsyncConnection, clock: Clock, *, and_lock_holds: bool = False) -> datetime:
     if connection.dialect.name != "postgresql":
         return clock.now()
-    instant: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+    asked = select(func.clock_timestamp())
+    if and_lock_holds:
+        # Deleting nothing takes ROW EXCLUSIVE in the same round trip. Taken later, behind locks on budget rows, it
+        # could wait for an opener that waits for somebody who waits for those rows.
+        asked = asked.add_cte(delete(OpenHoldRow).where(false()).cte("nothing"))
+    instant: datetime = (await connection.execute(asked)).scalar_one()
     return instant
 
 
@@ -309,6 +344,32 @@ async def _balances(connection: AsyncConnection, periods: Collection[Period], *,
     return {Period(budget_id, key): Balance(posted, held) for budget_id, key, posted, held in rows}
 
 
+async def _lock_holds(connection: AsyncConnection, mode: str) -> None:
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text(f"LOCK TABLE {OpenHoldRow.__tablename__} IN {mode} MODE"))
+
+
+async def _opened(connection: AsyncConnection, periods: Collection[Period]) -> dict[Period, datetime]:
+    """When these periods were opened; their rows are locked, in id order."""
+    if not periods:
+        return {}
+    row = BudgetPeriodRow
+    found = (
+        select(row.budget_id, row.period, row.opened_at)
+        .where(tuple_(row.budget_id, row.period).in_(_padded(periods)))
+        .order_by(row.budget_id, row.period)
+        .with_for_update()
+    )
+    return {Period(budget_id, key): opened_at for budget_id, key, opened_at in await connection.execute(found)}
+
+
+def _counted(correction: Correction, opened: Mapping[Period, datetime]) -> Entry:
+    """The correction with the periods that count its attempt: those it was closed in, and those opened afterwards."""
+    entry = correction.entry
+    later = [p for p in correction.budgets if p in opened and opened[p] > correction.closed_at]
+    return replace(entry, periods=tuple(dict.fromkeys((*entry.periods, *later))))
+
+
 async def _shift(connection: AsyncConnection, changes: Mapping[Period, Balance]) -> None:
     moved = [
         {"of": period.budget_id, "within": period.key, "posted": change.posted_nano_usd, "held": change.held_nano_usd}
@@ -318,15 +379,27 @@ async def _shift(connection: AsyncConnection, changes: Mapping[Period, Balance])
         await connection.execute(_move, moved)
 
 
-def _spent_in(budget: Budget, period: Period) -> ColumnElement[int]:
+def _spent_in(budget: Budget, period: Period) -> Select[int]:
+    spent = func.coalesce(func.sum(EntryRow.amount_nano_usd), 0)
+    return select(spent).where(_counts(budget, period), EntryRow.kind.in_(_SPENT))
+
+
+def _open_in(budget: Budget, period: Period) -> Select[str, int, int, str]:
+    row = OpenHoldRow
+    holds = select(row.turn_id, row.attempt, row.amount_nano_usd, row.periods)
+    return holds.join(EntryRow, _its_hold).where(_counts(budget, period))
+
+
+def _counts(budget: Budget, period: Period) -> ColumnElement[bool]:
+    """Whether an entry is of the budget's scope and of the period."""
     since, until = budget.period_bounds(period.key)
     column = {"department": EntryRow.department, "app": EntryRow.app, "key": EntryRow.key_id}[budget.scope]
-    spent: ScalarSelect[int] = (
-        select(func.sum(EntryRow.amount_nano_usd))
-        .where(EntryRow.held_at >= since, EntryRow.held_at < until, column == budget.of, EntryRow.kind.in_(_SPENT))
-        .scalar_subquery()
-    )
-    return func.coalesce(spent, 0)
+    return and_(EntryRow.held_at >= since, EntryRow.held_at < until, column == budget.of)
+
+
+def _joined(hold: Row[str, int, int, str], period: Period) -> dict[str, Any]:
+    within = _json((*_periods(hold.periods), period))
+    return {"turn": hold.turn_id, "number": hold.attempt, "now_within": within}
 
 
 def _unconfirmed() -> ColumnElement[bool]:
@@ -363,7 +436,7 @@ def _entry(row: Row[Any]) -> Entry:
     plain = {name: getattr(row, name) for name in _PLAIN_FIELDS}
     return Entry(
         **plain,
-        periods=tuple(msgspec.json.decode(row.budgets, type=list[Period])),
+        periods=_periods(row.budgets),
         tokens=msgspec.json.decode(row.tokens, type=dict[Component, int]),
         cost=msgspec.json.decode(row.cost, type=dict[Component, int]),
         rates=None if row.rates is None else msgspec.json.decode(row.rates, type=dict[Component, int]),
@@ -372,7 +445,11 @@ def _entry(row: Row[Any]) -> Entry:
 
 def _open_hold(entry: Entry) -> dict[str, Any]:
     names = ("turn_id", "attempt", "process", "held_at", "amount_nano_usd")
-    return {name: getattr(entry, name) for name in names}
+    return {name: getattr(entry, name) for name in names} | {"periods": _json(entry.periods)}
+
+
+def _periods(written: str) -> tuple[Period, ...]:
+    return msgspec.json.decode(written, type=tuple[Period, ...])
 
 
 def _json(value: object) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from cost.budgets import Budget, Period
-from cost.entries import AttemptKey, Entry
+from cost.entries import AttemptKey, Correction, Entry
 from kernel import AuditRecord, AuditSink, ChainHead
 
 
@@ -33,12 +33,15 @@ class BooksTransaction(Protocol):
         """The instant that decides periods: the database's where it is shared, else the clock's."""
         ...
 
-    async def lock(self, wanted: Mapping[Period, Budget | None]) -> dict[Period, Balance]:
-        """The rows of these periods, locked in id order. Raises PeriodsMissing where one with a budget has none."""
+    async def release(self, keys: Collection[AttemptKey]) -> dict[AttemptKey, tuple[Period, ...]]:
+        """Take these holds out of the open ones; returns those that were open, with the periods that hold them.
+
+        Nobody else can close them then. It comes before `lock`, because what it returns is to be locked too.
+        """
         ...
 
-    async def release(self, keys: Collection[AttemptKey]) -> set[AttemptKey]:
-        """Take these holds out of the open ones; returns those that were open. Nobody else can close them then."""
+    async def lock(self, wanted: Mapping[Period, Budget | None]) -> dict[Period, Balance]:
+        """The rows of these periods, locked in id order. Raises PeriodsMissing where one with a budget has none."""
         ...
 
     async def write(self, entries: Sequence[Entry], changes: Mapping[Period, Balance]) -> None:
@@ -58,7 +61,7 @@ class LedgerStore(Protocol):
         ...
 
     async def open_periods(self, budgets: Mapping[Period, Budget]) -> None:
-        """Make rows for periods without one, posted with what their scope has spent in them. Idempotent."""
+        """Make rows for periods without one, with what their scope has spent and holds open in them. Idempotent."""
         ...
 
     async def beat(self, process: str) -> None:
@@ -119,14 +122,16 @@ class CorrectionStore(Protocol):
         """All entries of these turns, by turn, attempt and step. Raises StoreUnavailable."""
         ...
 
-    async def by_provider_id(self, provider_request_ids: Collection[str]) -> dict[str, set[AttemptKey]]:
-        """The attempts that these ids of the provider's belong to. Raises StoreUnavailable."""
+    async def by_provider_id(
+        self, provider_request_ids: Collection[str], provider: str | None
+    ) -> dict[str, set[AttemptKey]]:
+        """The provider's attempts (None: anybody's) that these ids of its own belong to. Raises StoreUnavailable."""
         ...
 
-    async def unconfirmed(self, since: datetime, until: datetime) -> list[AttemptKey]:
-        """Attempts held in [since, until) that stand estimated and uncorrected. Raises StoreUnavailable."""
+    async def unconfirmed(self, provider: str, since: datetime, until: datetime) -> list[AttemptKey]:
+        """The provider's attempts held in [since, until) that stand estimated, uncorrected. Raises StoreUnavailable."""
         ...
 
-    async def correct(self, corrections: Sequence[Entry]) -> set[AttemptKey]:
-        """Add those corrections whose step is free, and move their periods; returns what was added."""
+    async def correct(self, corrections: Sequence[Correction]) -> set[AttemptKey]:
+        """Add those corrections whose step is free, and move the periods that count them; returns what was added."""
         ...

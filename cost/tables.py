@@ -1,29 +1,11 @@
 """The ledger's tables, the same on SQLite and PostgreSQL."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
-from sqlalchemy import BigInteger, Boolean, DateTime, Dialect, Index, Integer, String, Text
+from sqlalchemy import BigInteger, Boolean, Index, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
 
-from kernel.db import Base
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware instant in UTC. SQLite forgets the zone, so it is put back on the way out."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """In UTC, whatever zone it came with."""
-        return value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Aware, in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+from kernel.db import Base, UtcDateTime
 
 
 class EntryRow(Base):
@@ -65,7 +47,10 @@ class EntryRow(Base):
 
 
 class OpenHoldRow(Base):
-    """A hold without a closing: the sweeper's index, and the token that lets exactly one closing take effect."""
+    """A hold without a closing: the sweeper's index, and the token that lets exactly one closing take effect.
+
+    periods: those whose `held` it is part of; one that is opened meanwhile is added, so its closing knows them all.
+    """
 
     __tablename__ = "open_holds"
 
@@ -74,10 +59,15 @@ class OpenHoldRow(Base):
     process: Mapped[str] = mapped_column(String)
     held_at: Mapped[datetime] = mapped_column(UtcDateTime)
     amount_nano_usd: Mapped[int] = mapped_column(BigInteger)
+    periods: Mapped[str] = mapped_column(Text)
 
 
 class BudgetPeriodRow(Base):
-    """What a budget has posted and held in one of its periods; the row to lock before a hold is decided."""
+    """What a budget has posted and held in one of its periods; the row to lock before a hold is decided.
+
+    budget_id: the budget's key, `name@since`, so that one that is declared anew begins a row of its own.
+    opened_at: what was closed before it is part of `posted` without naming this period.
+    """
 
     __tablename__ = "budget_periods"
 
@@ -85,6 +75,7 @@ class BudgetPeriodRow(Base):
     period: Mapped[str] = mapped_column(String, primary_key=True)
     posted_nano_usd: Mapped[int] = mapped_column(BigInteger)
     held_nano_usd: Mapped[int] = mapped_column(BigInteger)
+    opened_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class ProcessRow(Base):

@@ -7,7 +7,7 @@ money and cures is read here and nowhere else.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,18 @@ from cost.entries import Ask, AttemptKey, Closing, Hold, Step
 from cost.errors import ModelUnpriced, NoTarget, Overloaded
 from cost.prices import Cost
 from cost.settings import LedgerSettings
-from kernel import AuditRecord, Caller, ChatRequest, Clock, Plan, PlatformError, StoreUnavailable, Target, Usage
+from kernel import (
+    AuditRecord,
+    Caller,
+    ChatRequest,
+    Clock,
+    Component,
+    Plan,
+    PlatformError,
+    StoreUnavailable,
+    Target,
+    Usage,
+)
 
 _PLAUSIBLE_TOKENS_MAX = 10**9
 
@@ -37,7 +48,8 @@ class Turn:
     """One request in the books, from its first hold to its last closing.
 
     target: the one that answered. usage: what the provider last reported. notes: merged into the outcome's record.
-    milliseconds: time spent holding and doing, over all attempts.
+    milliseconds: time spent holding and doing, over all attempts. Whoever cancels it says why first: ended_by, what the
+    caller is told; gone, nobody is left to tell. Without either it is this process that stops.
     """
 
     def __init__(self, desk: Desk, caller: Caller, request: ChatRequest, plan: Plan, admission: AuditRecord) -> None:
@@ -47,6 +59,8 @@ class Turn:
         self.target: Target | None = None
         self.usage: Usage | None = None
         self.notes: dict[str, Any] = {}
+        self.ended_by: PlatformError | None = None
+        self.gone = False
         self.milliseconds: dict[str, float] = {"hold": 0.0, "do": 0.0}
         self._desk = desk
         self._caller = caller
@@ -112,6 +126,12 @@ class Turn:
     def now(self) -> float:
         """Seconds on the clock that durations are taken from."""
         return self._desk.clock.monotonic()
+
+    def cut(self) -> tuple[str, int, str]:
+        """How it ends when it is cancelled: outcome, status and code."""
+        if self.ended_by is not None:
+            return "cut", self.ended_by.status, self.ended_by.code
+        return ("caller_gone", 499, "caller_gone") if self.gone else ("cut", 503, "shutting_down")
 
     def close(self, attempt: "Attempt", closing: Closing, error: BaseException | None) -> None:
         """Keep the closing for the next step: with the next hold, or with the outcome."""
@@ -191,7 +211,7 @@ class Turn:
         if self.target is not None:
             return "answered", 200, None
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            return "caller_gone", 499, "caller_gone"
+            return self.cut()
         told = self.failure() if error is None else error
         if isinstance(told, PlatformError):
             return "failed", told.status, told.code
@@ -215,6 +235,7 @@ class Attempt:
         self._turn = turn
         self._hold: Hold | None = None
         self._is_sent = False
+        self._is_final = False
         self._usage: Usage | None = None
         self._cost = Cost(0)
         self._provider_request_id: str | None = None
@@ -235,8 +256,7 @@ class Attempt:
     ) -> bool:
         self._closing = closing = self._close(error)
         self.is_estimated = closing.estimated
-        if closing.amount_nano_usd is None:
-            self.cost_nano_usd = self.held_nano_usd
+        self.cost_nano_usd = self.held_nano_usd if closing.amount_nano_usd is None else closing.amount_nano_usd
         self._turn.close(self, closing, error)
         return _is_curable(error) and not self.is_answered
 
@@ -252,10 +272,11 @@ class Attempt:
         """The first content has left for the caller: from here on no other target may answer."""
         self.is_answered = self._is_sent = True
 
-    def use(self, usage: Usage | None, provider_request_id: str | None = None) -> None:
+    def use(self, usage: Usage | None, provider_request_id: str | None = None, *, final: bool = True) -> None:
         """What the provider says was used. The last word counts and is never added to the one before; None is none.
 
-        Numbers that cannot be meant are passed over, as if the provider had said nothing.
+        final: no more can follow. What is not final, a running count, is the whole only once the answer has ended as
+        it should. Numbers that cannot be meant are passed over, as if the provider had said nothing.
         """
         self.replied(provider_request_id)
         if usage is None or not _is_plausible(usage):
@@ -263,7 +284,8 @@ class Attempt:
         assert self._hold is not None
         assert self._hold.ask is not None
         price = self._hold.ask.price
-        self._usage = self._turn.usage = usage
+        self._usage, self._is_final = usage, final
+        self._turn.usage = usage
         self._cost = price.cost(usage) if price else Cost(0)
         self.cost_nano_usd = self._cost.nano_usd
 
@@ -277,7 +299,7 @@ class Attempt:
         assert self._hold is not None
         assert self._hold.ask is not None
         close = Closing(self._hold, "post", provider_request_id=self._provider_request_id)
-        if self._usage is not None:
+        if self._usage is not None and (error is None or self._is_final):
             reason = "unpriced" if self._hold.ask.price is None else None
             if self._cost.nano_usd > self.held_nano_usd:
                 reason = "over_hold"  # The books follow the invoice even where a bound did not hold.
@@ -289,10 +311,27 @@ class Attempt:
                 cost=self._cost.components,
                 reason=reason,
             )
+        why = self._why(error)
+        if self._usage is not None:
+            # It came to this much at least, and may have come to all that was held.
+            return replace(
+                close,
+                amount_nano_usd=max(self.held_nano_usd, self._cost.nano_usd),
+                estimated=True,
+                tokens=_greater(self._hold.entry.tokens if self._hold.entry else {}, self._usage.tokens),
+                reason=why,
+            )
         if not self._is_sent or _is_unbilled(error):
-            return replace(close, kind="void", amount_nano_usd=0, reason=_why(error) if self._is_sent else "not_sent")
+            return replace(close, kind="void", amount_nano_usd=0, reason=why if self._is_sent else "not_sent")
         # Nobody said what it came to. What was held is the only figure that cannot be below the invoice.
-        return replace(close, estimated=True, reason=_why(error))
+        return replace(close, estimated=True, reason=why)
+
+    def _why(self, error: BaseException | None) -> str:
+        if isinstance(error, PlatformError):
+            return error.code
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return self._turn.cut()[2]
+        return "no_usage" if error is None else "internal_error"
 
 
 def _is_plausible(usage: Usage) -> bool:
@@ -308,9 +347,6 @@ def _is_curable(error: BaseException | None) -> bool:
     return isinstance(error, PlatformError) and bool(getattr(error, "curable", False))
 
 
-def _why(error: BaseException | None) -> str:
-    if isinstance(error, PlatformError):
-        return error.code
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return "caller_gone"
-    return "no_usage" if error is None else "internal_error"
+def _greater(one: Mapping[Component, int], other: Mapping[Component, int]) -> dict[Component, int]:
+    """Of each component the greater count."""
+    return {part: max(one.get(part, 0), other.get(part, 0)) for part in {**one, **other}}

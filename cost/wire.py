@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
@@ -66,7 +66,10 @@ class BudgetBody(_Declared):
     """How much a department, an app or a key may spend in a calendar month or day of its own time zone.
 
     of: the department's or app's name, or the key's id. hard: refuse what does not fit, instead of only counting it.
+    IDENTITY: what it counts; where that changes, counting begins anew.
     """
+
+    IDENTITY: ClassVar = ("scope", "of", "period", "timezone")
 
     scope: Literal["department", "app", "key"]
     of: Name

@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("period", sa.String(), nullable=False),
         sa.Column("posted_nano_usd", sa.BigInteger(), nullable=False),
         sa.Column("held_nano_usd", sa.BigInteger(), nullable=False),
+        sa.Column("opened_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("budget_id", "period"),
     )
     op.create_table(
@@ -65,6 +66,7 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=True),
         sa.Column("author", sa.Text(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("since", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("kind", "name", "version"),
     )
     op.create_table(
@@ -126,6 +128,7 @@ def upgrade() -> None:
         sa.Column("process", sa.String(), nullable=False),
         sa.Column("held_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("amount_nano_usd", sa.BigInteger(), nullable=False),
+        sa.Column("periods", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("turn_id", "attempt"),
     )
     op.create_table(

@@ -7,11 +7,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cost import BudgetExhausted, BudgetHeld
+from cost import BudgetExhausted, BudgetHeld, InvoiceLine, Spend
+from cost.book import budget_of
 from kernel import PlatformError, StoreUnavailable
 from kernel.db import Base, make_engine
 from tests.conftest import StillClock
 from tests.fakes.ledgers import (
+    AT,
     CALLER,
     FREE,
     HELD,
@@ -224,6 +226,125 @@ async def test_a_budget_declared_in_mid_month_knows_what_was_spent(engine: Async
         with pytest.raises(BudgetExhausted):
             await firm.answer(used(1, 1))
         assert await firm.balance("late") == (150_000, 0)
+
+
+async def _hold_open(firm: Firm, turns: int) -> list[tuple]:
+    opened = [(turn := firm.turn(), await turn.attempt(TARGET).__aenter__()) for _ in range(turns)]
+    for _, attempt in opened:
+        attempt.sent()
+    return opened
+
+
+async def _end(opened: list[tuple], usage=None) -> None:
+    for turn, attempt in opened:
+        attempt.use(usage)
+        await attempt.__aexit__(None, None, None)
+        await turn.__aexit__(None, None, None)
+        await turn.settled()
+
+
+async def test_a_budget_declared_while_turns_are_open_counts_what_they_hold(engine: AsyncEngine) -> None:
+    async with Firm(engine, [TEN]).opened() as firm:
+        opened = await _hold_open(firm, 3)
+        others = by(CALLER, department="ops", app="search")
+        async with firm.turn(others) as turn, turn.attempt(TARGET):
+            firm.declare(TEN, budget("late", "mail", 4 * HELD, "app"))
+            states = Spend(firm.store, book=lambda: firm.book, clock=firm.clock)
+            assert [state.held_nano_usd for state in await states.budget_states()] == [3 * HELD, 3 * HELD]
+            opened += await _hold_open(firm, 1)
+            assert await firm.balance("late") == (0, 4 * HELD)
+            with pytest.raises(BudgetHeld):
+                await firm.answer(used(1, 1))
+        await _end(opened, used(100, 100))
+        assert await firm.balance("late") == await firm.balance("dept") == (4 * 200_000, 0)
+        told = await firm.ledger.request(opened[0][0].id)
+        assert told is not None
+        assert [[period.budget_id for period in entry.periods] for entry in told.entries] == [
+            ["dept@1"],
+            ["dept@1", "late@1"],
+        ]
+
+
+async def test_a_period_that_is_opened_twice_takes_in_open_holds_once(engine: AsyncEngine) -> None:
+    async with Firm(engine, []).opened() as firm:
+        opened = await _hold_open(firm, 1)
+        late = budget_of(TEN)
+        for _ in range(2):
+            await firm.store.open_periods({late.at(firm.clock.now()): late})
+        assert await firm.balance("dept") == (0, HELD)
+        await _end(opened)
+        assert await firm.balance("dept") == (HELD, 0)
+
+
+async def test_what_was_spent_while_a_budget_was_withdrawn_is_known_when_it_is_declared_again(engine) -> None:
+    async with Firm(engine, [TEN]).opened() as firm:
+        await firm.answer(used(10, 10))
+        opened = await _hold_open(firm, 1)
+        firm.declare()
+        await firm.answer(used(100, 100))
+        firm.declare(budget("dept", "sales", 520_000, since=3))
+        with pytest.raises(BudgetHeld):
+            await firm.answer(used(1, 1), caller=by(CALLER, key_id="key_2"))
+        assert await firm.balance("dept", since=3) == (220_000, HELD)
+        await _end(opened, used(40, 40))
+        assert await firm.balance("dept", since=3) == (300_000, 0)
+
+
+async def test_a_budget_that_counted_something_else_for_a_while_missed_nothing(engine: AsyncEngine) -> None:
+    async with Firm(engine, [TEN]).opened() as firm:
+        await firm.answer(used(10, 10))
+        firm.declare(budget("dept", "ops", 10 * HELD, since=2))
+        await firm.answer(used(20, 20))
+        await firm.answer(used(1, 1), caller=by(CALLER, department="ops"))
+        assert await firm.balance("dept", since=2) == (2_000, 0)
+        firm.declare(budget("dept", "sales", 10 * HELD, since=3))
+        await firm.answer(used(1, 1))
+        assert await firm.balance("dept", since=3) == (62_000, 0)
+
+
+async def test_what_a_dead_process_left_open_is_closed_in_the_budgets_declared_since(engine: AsyncEngine) -> None:
+    dead = Firm(engine, [TEN])
+    await dead.opened().__aenter__()
+    await _hold_open(dead, 1)
+    async with Firm(engine, [TEN, budget("late", "mail", 10 * HELD, "app")]).opened() as alive:
+        await alive.answer(used(1, 1))
+        assert await alive.balance("late") == (2_000, HELD)
+    async with Firm(engine, [TEN], sole=True).opened() as firm:
+        assert await firm.balance("late") == await firm.balance("dept") == (HELD + 2_000, 0)
+    await dead.ledger.close()
+
+
+async def test_corrections_reach_the_budgets_declared_since_the_call_had_ended(engine: AsyncEngine) -> None:
+    async with Firm(engine, [TEN]).opened() as firm:
+        turn = await firm.answer(None)
+        firm.declare(TEN, budget("late", "mail", 10 * HELD, "app"))
+        await firm.answer(used(1, 1))
+        line = InvoiceLine(None, f"{turn.id}/1", used(30, 10).tokens)
+        window = {"since": AT, "until": AT.replace(year=2100)}
+        await firm.reconciliation().run([line], **window, provider="sim", complete=False, by="ada")
+        assert await firm.balance("late") == await firm.balance("dept") == (42_000, 0)
+
+
+@pytest.mark.postgres
+async def test_budgets_declared_in_the_rush_of_two_processes_lose_no_hold(two_processes) -> None:
+    firms = [Firm(engine, [budget("m-dept", "sales", 10**12)]) for engine in two_processes]
+
+    async def work(firm: Firm) -> None:
+        for _ in range(12):
+            await firm.answer(used(1, 1))
+
+    async with firms[0].opened(), firms[1].opened():
+        rush = [asyncio.create_task(work(firm)) for firm in firms * 8]
+        for since in range(1, 6):
+            await asyncio.sleep(0.05)
+            others = [budget(name, "mail", 10**12, "app", since=since) for name in ("a-app", "z-app")]
+            for firm in firms:
+                firm.declare(budget("m-dept", "sales", 10**12), *others)
+        await asyncio.gather(*rush)
+        rows = await firms[0].rows("SELECT budget_id, posted_nano_usd, held_nano_usd FROM budget_periods")
+        assert {held for _, _, held in rows} == {0}
+        assert await firms[0].balance("m-dept") == (2 * 8 * 12 * 2_000, 0)
+        assert await firms[0].open_holds() == 0
 
 
 async def test_a_spent_budget_refuses_only_what_costs_something(engine: AsyncEngine) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cost import Book, Ledger, LedgerSettings, Turn
+from cost import Book, Ledger, LedgerSettings, Reconciliation, Turn
 from cost.sql import SqlLedgerStore
 from kernel import (
     AuditRecord,
@@ -47,10 +47,10 @@ def price(model: str = "small", usd: str = "1", name: str | None = None, **more:
     return Document("price", name or model, 1, body, "tests", AT)
 
 
-def budget(name: str, of: str, nano_usd: int, scope: str = "department", **more: Any) -> Document:
+def budget(name: str, of: str, nano_usd: int, scope: str = "department", *, since: int = 1, **more: Any) -> Document:
     limit = str(Decimal(nano_usd) / 1_000_000_000)
     body = {"scope": scope, "of": of, "period": "month", "limit_usd": limit, **more}
-    return Document("budget", name, 1, body, "tests", AT)
+    return Document("budget", name, since, body, "tests", AT)
 
 
 def used(tokens_in: int, tokens_out: int) -> Usage:
@@ -79,8 +79,17 @@ class Firm:
         self.trail = MemoryTrail()
         self.store: Any = SqlLedgerStore(engine, self.clock)
         self.process = new_id("proc")
-        self.book = Book.of([price(), price("spare"), price("free", "0"), *documents])
+        self.declare(*documents)
         self.settings = LedgerSettings(**settings)
+
+    def declare(self, *documents: Document) -> None:
+        """These budgets are in force from now on, and no others."""
+        self.book = Book.of([price(), price("spare"), price("free", "0"), *documents])
+
+    def reconciliation(self) -> Reconciliation:
+        return Reconciliation(
+            self.store, book=lambda: self.book, record=self.ledger.record, clock=self.clock, process=self.process
+        )
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Firm"]:
@@ -118,9 +127,10 @@ class Firm:
         told = await self.ledger.request(turn_id)
         return [(e.step, e.kind, e.amount_nano_usd, e.estimated) for e in told.entries] if told else []
 
-    async def balance(self, budget_id: str) -> tuple[int, int]:
+    async def balance(self, name: str, since: int = 1) -> tuple[int, int]:
+        of = f"{name}@{since}"
         found = await self.rows(
-            "SELECT posted_nano_usd, held_nano_usd FROM budget_periods WHERE budget_id = :of", of=budget_id
+            "SELECT posted_nano_usd, held_nano_usd FROM budget_periods WHERE budget_id = :of", of=of
         )
         return tuple(found[0]) if found else (0, 0)
 

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the books stay within the budget and equal the sum of their lines."""
+"""Whatever happens in whatever order, the books stay within each budget in force and equal the sum of their lines."""
 
 import asyncio
 import tempfile
@@ -16,7 +16,9 @@ from tests.fakes.ledgers import HELD, TARGET, Fault, FaultyStore, Firm, budget, 
 LIMIT = 4 * HELD
 ACTS = st.lists(
     st.tuples(
-        st.sampled_from(["hold", "hold", "hold", "post", "void", "estimate", "replay", "sweep", "lose", "forget"]),
+        st.sampled_from(
+            "hold hold hold post void estimate replay sweep lose forget declare withdraw".split()  # noqa: SIM905
+        ),
         st.integers(0, 3),
     ),
     max_size=25,
@@ -30,6 +32,8 @@ class _Story:
         self.firms, self.faults, self.clock = firms, faults, clock
         self.open: list[tuple] = []
         self.closed: list[tuple] = []
+        self.versions = 0
+        self.late: int | None = None
 
     async def hold(self, n: int) -> None:
         firm = self.firms[n % 2]
@@ -51,6 +55,14 @@ class _Story:
             await turn.settled()
             self.closed.append((firm, attempt))
 
+    def declare(self, *, late: bool) -> None:
+        """Declare a second budget, or withdraw it; the register would give it these versions."""
+        self.versions += late is not (self.late is not None)
+        self.late = (self.late or self.versions) if late else None
+        documents = [budget("late", "mail", LIMIT, "app", since=self.late)] if self.late else []
+        for firm in self.firms:
+            firm.declare(budget("dept", "sales", LIMIT), *documents)
+
     async def act(self, act: str, n: int) -> None:
         if act == "hold":
             await self.hold(n)
@@ -59,6 +71,8 @@ class _Story:
         elif act == "replay" and self.closed:
             firm, attempt = self.closed[n % len(self.closed)]
             await firm.ledger._committer.submit([attempt._closing]).done
+        elif act in {"declare", "withdraw"}:
+            self.declare(late=act == "declare")
         elif act == "sweep":
             await self.firms[1].store.end_lease(self.firms[1].process)
             self.clock.advance(20)
@@ -81,6 +95,10 @@ class _Story:
             "(SELECT 1 FROM entries c WHERE c.turn_id = h.turn_id AND c.attempt = h.attempt AND c.step = 1)"
         )
         assert held == await _sum(firm, unclosed)
+        if self.late is not None and await firm.rows(
+            f"SELECT 1 FROM budget_periods WHERE budget_id = 'late@{self.late}'"
+        ):
+            assert await firm.balance("late", self.late) == (posted, held)
 
 
 async def _sum(firm: Firm, sql: str) -> int:
@@ -100,6 +118,9 @@ async def _tell(acts: list[tuple[str, int]], folder: Path) -> None:
         for act, n in acts:
             await story.act(act, n)
             await story.check()
+        story.declare(late=True)
+        await story.hold(0)
+        await story.check()
         while story.open:
             await story.end(0, sent=True)
         await story.check()

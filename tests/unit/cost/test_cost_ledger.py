@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from cost import BudgetExhausted, LedgerMetrics, Overloaded, Spend
+from cost.entries import Correction
 from cost.sql import SqlLedgerStore
 from cost.store import PeriodsMissing
 from kernel import ChatRequest, StoreUnavailable
@@ -97,6 +98,62 @@ async def test_a_store_that_does_not_answer_refuses_all_who_wait_within_one_time
         await firm.answer(used(1, 1))
 
 
+async def test_a_ledger_that_cannot_write_says_so_until_it_can_though_nobody_asks(books, clock) -> None:
+    class Dying(FaultyStore):
+        beats = 0
+
+        async def beat(self, process: str) -> None:
+            Dying.beats += 1
+            if self._fault.down:
+                raise ConnectionError
+            await self._store.beat(process)
+
+    firm, fault = Firm(books, [], clock=clock, retry_seconds_max=0.001), Fault()
+    firm.store = Dying(firm.store, fault)
+    async with firm.opened():
+        assert firm.ledger.is_writing
+        fault.down = True
+        with pytest.raises(StoreUnavailable):
+            await firm.answer(used(1, 1))
+        assert not firm.ledger.is_writing
+        beats = Dying.beats
+        while Dying.beats < beats + 2_000:  # more failures than a doubling pause could be told of
+            await asyncio.sleep(0.001)
+        assert not firm.ledger.is_writing
+        fault.down = False
+        async with asyncio.timeout(2):
+            while not firm.ledger.is_writing:
+                await asyncio.sleep(0.001)
+
+
+async def test_a_slow_failure_refuses_all_who_waited_through_it_whatever_it_is_called(books, clock) -> None:
+    class Locked(FaultyStore):
+        def transaction(self):
+            return _Locked() if self._fault.down else super().transaction()
+
+    class _Locked:
+        async def __aenter__(self):
+            await asyncio.sleep(0.06)
+            raise ConnectionError("locked")
+
+        async def __aexit__(self, *_: object) -> None:
+            """Never entered."""
+
+    firm, fault = Firm(books, [], clock=clock, commit_timeout_seconds=0.1), Fault()
+    firm.store = Locked(firm.store, fault)
+    async with firm.opened():
+        fault.down = True
+        first = asyncio.create_task(firm.answer(used(1, 1)))
+        while firm.ledger.waiting or not asyncio.all_tasks() - {asyncio.current_task()}:
+            await soon()
+        await soon()
+        await soon()
+        others = [asyncio.create_task(firm.answer(used(1, 1))) for _ in range(3)]
+        done, _ = await asyncio.wait({first, *others}, timeout=0.09)
+        assert len(done) == 4
+        assert {type(task.exception()) for task in done} == {StoreUnavailable}
+
+
 async def test_a_period_that_cannot_be_opened_refuses_its_holds(books, clock) -> None:
     class Forgetful(SqlLedgerStore):
         async def open_periods(self, budgets: object) -> None:
@@ -170,7 +227,7 @@ async def test_reports_of_a_store_that_is_gone_are_refused_not_wrong(tmp_path, c
 async def test_the_store_asks_nothing_where_there_is_nothing_to_ask(books, clock) -> None:
     store = SqlLedgerStore(books, clock)
     assert await store.entries_of([]) == []
-    assert await store.by_provider_id([]) == {}
+    assert await store.by_provider_id([], None) == {}
 
 
 async def test_two_corrections_of_one_step_are_one(books, clock) -> None:
@@ -178,5 +235,6 @@ async def test_two_corrections_of_one_step_are_one(books, clock) -> None:
         turn = await firm.answer(used(1, 1))
         told = await firm.ledger.request(turn.id)
         correction = replace(told.entries[0], step=2, kind="correction", amount_nano_usd=5, rates=None)
-        assert await firm.store.correct([correction]) == {correction.key}
-        assert await firm.store.correct([correction]) == set()
+        twice = [Correction(correction, told.entries[1].at, ())]
+        assert await firm.store.correct(twice) == {correction.key}
+        assert await firm.store.correct(twice) == set()

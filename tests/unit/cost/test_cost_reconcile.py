@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cost import Book, InvalidInvoice, InvalidReport, InvoiceLine, Reconciliation, read_csv, read_jsonl
+from cost import Book, InvalidInvoice, InvalidReport, InvoiceLine, read_csv, read_jsonl
 from kernel import Component
-from tests.fakes.ledgers import HELD, TARGET, Firm, UpstreamFault, budget, price, used
+from tests.fakes.ledgers import HELD, SPARE, TARGET, Firm, UpstreamFault, budget, price, used
 
 SINCE, UNTIL = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
 
@@ -21,9 +21,9 @@ def line(turn, tokens_in: int, tokens_out: int, provider_id: str | None = None) 
     return InvoiceLine(provider_id, f"{turn.id}/1", used(tokens_in, tokens_out).tokens)
 
 
-async def apply(firm: Firm, *lines: InvoiceLine, complete: bool = False):
-    made = Reconciliation(firm.store, record=firm.ledger.record, clock=firm.clock, process=firm.process)
-    return await made.run(lines, since=SINCE, until=UNTIL, complete=complete, by="ada")
+async def apply(firm: Firm, *lines: InvoiceLine, provider: str | None = None, complete: bool = False, until=UNTIL):
+    made = firm.reconciliation()
+    return await made.run(lines, since=SINCE, until=until, provider=provider, complete=complete, by="ada")
 
 
 async def total(firm: Firm) -> int:
@@ -82,12 +82,74 @@ async def test_a_second_invoice_corrects_the_first(firm: Firm) -> None:
 async def test_an_estimate_that_a_complete_invoice_does_not_list_goes_to_zero(firm: Firm) -> None:
     absent, exact, listed = await firm.answer(None), await firm.answer(used(5, 5)), await firm.answer(None)
     assert (await apply(firm, line(listed, 1, 1))).withdrawn == 0
-    report = await apply(firm, line(listed, 1, 1), complete=True)
+    firm.clock.at = UNTIL
+    report = await apply(firm, line(listed, 1, 1), provider="sim", complete=True)
     assert (report.withdrawn, report.corrected) == (1, 0)
     assert sum(amount for _, _, amount, _ in (await firm.entries(absent.id))[1:]) == 0
     assert len(await firm.entries(exact.id)) == 2
-    assert (await apply(firm, line(listed, 1, 1), complete=True)).withdrawn == 0
+    assert (await apply(firm, line(listed, 1, 1), provider="sim", complete=True)).withdrawn == 0
     assert await firm.balance("dept") == (12_000, 0)
+
+
+async def test_a_complete_invoice_of_one_provider_leaves_the_estimates_of_others_alone(firm: Firm) -> None:
+    async with firm.turn() as other, other.attempt(SPARE) as attempt:
+        attempt.sent()
+    await other.settled()
+    firm.clock.at = UNTIL
+    report = await apply(firm, line(other, 1, 1), provider="sim", complete=True)
+    assert (report.withdrawn, report.corrected, report.unknown) == (0, 0, 1)
+    assert await firm.entries(other.id) == [(0, "hold", HELD, False), (1, "post", HELD, True)]
+    assert (await apply(firm, provider="sim2", complete=True)).withdrawn == 1
+
+
+async def test_an_id_of_one_provider_is_not_looked_for_among_the_calls_to_another(firm: Firm) -> None:
+    await voided(firm, "chatcmpl-7")
+    assert (await apply(firm, InvoiceLine("chatcmpl-7", None, used(3, 3).tokens), provider="sim2")).unknown == 1
+    assert (await apply(firm, InvoiceLine("chatcmpl-7", None, used(3, 3).tokens), provider="sim")).corrected == 1
+
+
+async def test_an_attempt_too_young_to_be_on_a_complete_invoice_keeps_its_estimate(firm: Firm) -> None:
+    old = await firm.answer(None)
+    firm.clock.advance(86_400)
+    until = firm.clock.now()
+    young = await firm.answer(None)
+    assert (await apply(firm, provider="sim", complete=True, until=until)).withdrawn == 1
+    assert len(await firm.entries(young.id)) == 2
+    assert len(await firm.entries(old.id)) == 3
+
+
+@pytest.mark.parametrize(("provider", "field"), [(None, "provider"), ("sim", "until")])
+async def test_a_complete_invoice_names_its_provider_and_a_time_that_has_passed(firm: Firm, provider, field) -> None:
+    with pytest.raises(InvalidReport) as refused:
+        await apply(firm, provider=provider, complete=True)
+    assert refused.value.param == field
+    assert f"`{field}`" in refused.value.message
+    assert "admin.reconciled" not in firm.trail.events()
+
+
+async def test_a_correction_reaches_a_budget_that_was_declared_after_the_call_had_ended(firm: Firm) -> None:
+    estimated = await firm.answer(None)
+    firm.clock.advance(1)
+    firm.declare(budget("dept", "sales", 100 * HELD), budget("late", "mail", 100 * HELD, "app"))
+    await firm.answer(used(1, 1))
+    assert await firm.balance("late") == (HELD + 2_000, 0)
+    await apply(firm, line(estimated, 40, 2))
+    await apply(firm, line(estimated, 40, 1))
+    assert await firm.balance("dept") == await firm.balance("late") == (41_000 + 2_000, 0)
+    told = await firm.ledger.request(estimated.id)
+    assert [period.budget_id for period in told.entries[2].periods] == ["dept@1", "late@1"]
+
+
+async def test_a_correction_leaves_a_budget_alone_that_did_not_count_the_call(firm: Firm) -> None:
+    firm.declare(budget("late", "mail", 100 * HELD, "app"))
+    await firm.answer(used(1, 1))
+    late = firm.book
+    firm.clock.advance(1)
+    firm.declare(budget("dept", "sales", 100 * HELD))  # as in a process that has not heard of the other yet
+    unseen = await firm.answer(None)
+    firm.book = late
+    await apply(firm, line(unseen, 40, 2))
+    assert await firm.balance("late") == (2_000, 0)
 
 
 async def test_lines_are_found_by_the_providers_id_where_ours_is_missing(firm: Firm) -> None:
@@ -124,9 +186,8 @@ async def test_an_invoice_is_in_the_trail_with_who_applied_it(firm: Firm) -> Non
 
 
 async def test_a_window_that_ends_before_it_begins_is_refused(firm: Firm) -> None:
-    made = Reconciliation(firm.store, record=firm.ledger.record, clock=firm.clock, process=firm.process)
-    with pytest.raises(InvalidReport):
-        await made.run([], since=UNTIL, until=SINCE, complete=False, by="ada")
+    with pytest.raises(InvalidReport, match="before"):
+        await firm.reconciliation().run([], since=UNTIL, until=SINCE, provider=None, complete=False, by="ada")
 
 
 def test_json_lines_and_csv_say_the_same() -> None:

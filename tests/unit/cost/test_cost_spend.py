@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from cost import InvalidInvoice, InvalidReport, Reconciliation, Spend
+from cost import InvalidInvoice, InvalidReport, Spend
 from cost.api import routes
 from kernel import Caller, PlatformError, Role
 from tests.fakes.ledgers import CALLER, HELD, TARGET, Firm, budget, by, used
@@ -88,13 +88,13 @@ class _Door:
 
     def __init__(self, firm: Firm) -> None:
         self.caller = ADMIN
-        reconciliation = Reconciliation(firm.store, record=firm.ledger.record, clock=firm.clock, process=firm.process)
         self.app = FastAPI()
-        self.app.include_router(routes(_spend(firm), reconciliation, lambda: self.caller))
+        self.app.include_router(routes(_spend(firm), firm.reconciliation(), lambda: self.caller))
 
         @self.app.exception_handler(PlatformError)
         def refuse(_: object, error: PlatformError) -> JSONResponse:
-            return JSONResponse({"code": error.code, "message": error.message}, error.status)
+            told = {"code": error.code, "kind": error.kind, "message": error.message, "param": error.param}
+            return JSONResponse(told, error.status)
 
     async def ask(
         self, caller: Caller, path: str, *, body: bytes = b"", kind: str = "", **query: Any
@@ -133,6 +133,32 @@ async def test_an_administrator_sees_the_spend_of_all_departments(door: _Door) -
     ]
 
 
+async def test_an_app_sees_what_it_spent_and_a_person_what_the_department_did(door: _Door, firm: Firm) -> None:
+    await firm.answer(used(7, 0), caller=by(OTHER, app="chat"))
+    person = Caller("key_u", "bob", department="ops", user="bob")
+    seen = [(await door.ask(who, "/spend", by=["app"], **WINDOW))[1]["rows"] for who in (OTHER, person)]
+    assert [[row["group"]["app"] for row in rows] for rows in seen] == [["search"], ["chat", "search"]]
+    status, told = await door.ask(OTHER, "/spend", app="chat", **WINDOW)
+    assert (status, told["code"]) == (403, "permission_denied")
+    assert (await door.ask(person, "/spend", app="chat", **WINDOW))[1]["rows"][0]["calls"] == 1
+
+
+@pytest.mark.parametrize("path", ["/spend", "/reconcile"])
+@pytest.mark.parametrize(
+    ("field", "at"),
+    [("since", "0001-01-01T00:00:00+14:00"), ("until", "9999-12-31T23:59:59-14:00"), ("since", "1999-12-31T00:00:00Z")],
+)
+async def test_an_instant_far_from_the_present_is_refused_by_name(door: _Door, path: str, field: str, at: str) -> None:
+    status, told = await door.ask(ADMIN, path, **{**WINDOW, field: at})
+    assert (status, told["code"], told["param"]) == (422, "validation_error", field)
+    assert field in told["message"]
+
+
+async def test_a_complete_invoice_without_its_provider_is_refused_by_name(door: _Door) -> None:
+    status, told = await door.ask(ADMIN, "/reconcile", complete="true", **WINDOW)
+    assert (status, told["param"]) == (422, "provider")
+
+
 async def test_others_see_the_spend_of_their_own_department_only(door: _Door) -> None:
     assert (await door.ask(OTHER, "/spend", by=["department"], **WINDOW))[1]["rows"][0]["calls"] == 1
     status, told = await door.ask(OTHER, "/spend", department="sales", **WINDOW)
@@ -146,7 +172,8 @@ async def test_others_see_only_the_budgets_that_bind_them(door: _Door) -> None:
 
 
 async def test_only_an_administrator_reconciles(door: _Door) -> None:
-    assert (await door.ask(CALLER, "/reconcile", **WINDOW))[0] == 403
+    status, told = await door.ask(CALLER, "/reconcile", **WINDOW)
+    assert (status, told["kind"]) == (403, "permission_error")
 
 
 async def test_an_invoice_is_taken_as_json_lines_or_as_csv(door: _Door, firm: Firm) -> None:

@@ -67,6 +67,40 @@ async def test_without_usage_what_was_sent_is_posted_at_the_hold(firm: Firm, err
     assert await _ends(firm, error, sent=sent) == [HOLD, ending]
 
 
+@pytest.mark.parametrize("error", [UpstreamFault(), asyncio.CancelledError(), GeneratorExit(), KeyError("bug")])
+@pytest.mark.parametrize("is_last_final", [False, True])
+async def test_a_running_count_is_the_whole_only_once_the_answer_has_ended(firm: Firm, error, is_last_final) -> None:
+    async def ends(error: BaseException | None) -> tuple:
+        turn = await firm.turn().__aenter__()
+        attempt = await turn.attempt(TARGET).__aenter__()
+        attempt.sent()
+        attempt.answered()
+        attempt.use(used(7, 2), final=False)
+        attempt.use(used(7, 3), final=is_last_final)
+        await attempt.__aexit__(type(error), error, None)
+        await turn.__aexit__(type(error), error, None)
+        await turn.settled()
+        entry = (await firm.ledger.request(turn.id)).entries[1]
+        assert turn.cost_nano_usd == entry.amount_nano_usd
+        return entry.amount_nano_usd, entry.estimated, entry.tokens
+
+    exact = (10_000, False, used(7, 3).tokens)
+    assert await ends(None) == exact
+    assert await ends(error) == (exact if is_last_final else (HELD, True, used(100, 100).tokens))
+
+
+async def test_a_cut_answer_that_had_already_used_more_than_was_held_is_posted_at_no_less(firm: Firm) -> None:
+    running = {Component.INPUT: 5, Component.CACHED_INPUT: 200, Component.OUTPUT: 150, Component.REASONING: 1}
+    async with firm.turn() as turn, turn.attempt(TARGET) as attempt:
+        attempt.sent()
+        attempt.use(Usage(running), final=False)
+        raise UpstreamFault
+    await turn.settled()
+    entry = (await firm.ledger.request(turn.id)).entries[1]
+    assert (entry.amount_nano_usd, entry.estimated, entry.reason) == (356_000, True, "upstream_error")
+    assert entry.tokens == {**running, Component.INPUT: 100}
+
+
 @pytest.mark.parametrize("error", [None, UpstreamFault(), asyncio.CancelledError(), KeyError("bug")])
 async def test_usage_that_arrived_is_posted_however_the_attempt_ended(firm: Firm, error) -> None:
     assert await _ends(firm, error, sent=True, usage=used(7, 3)) == [HOLD, (1, "post", 10_000, False)]
@@ -132,7 +166,6 @@ async def test_the_trail_says_how_an_answered_turn_ended(firm: Firm) -> None:
     [
         (UpstreamFault(curable=False), "failed", 502),
         (UpstreamFault(), "failed", 502),
-        (asyncio.CancelledError(), "caller_gone", 499),
         (KeyError("bug"), "failed", 500),
     ],
 )
@@ -140,6 +173,32 @@ async def test_the_trail_says_how_other_turns_ended(firm: Firm, error, outcome: 
     await _ends(firm, error, sent=True)
     body = firm.trail.records[-1].body
     assert (body["outcome"], body["status"], body["estimated"]) == (outcome, status, True)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit()])
+@pytest.mark.parametrize(
+    ("said", "ending"),
+    [
+        ({"gone": True}, ("caller_gone", 499, "caller_gone")),
+        ({"ended_by": UpstreamFault(), "gone": True}, ("cut", 502, "upstream_error")),
+        ({}, ("cut", 503, "shutting_down")),
+    ],
+)
+async def test_a_cancelled_turn_ends_for_the_reason_that_whoever_cancelled_it_gave(
+    firm: Firm, error, said: dict, ending: tuple
+) -> None:
+    turn = await firm.turn().__aenter__()
+    attempt = await turn.attempt(TARGET).__aenter__()
+    attempt.sent()
+    for name, value in said.items():
+        setattr(turn, name, value)
+    await attempt.__aexit__(type(error), error, None)
+    await turn.__aexit__(type(error), error, None)
+    await turn.settled()
+    body = firm.trail.last(turn.id).body
+    assert (body["outcome"], body["status"], body["code"]) == ending
+    assert body["attempts"][0]["reason"] == ending[2]
+    assert (await firm.ledger.request(turn.id)).entries[1].reason == ending[2]
 
 
 async def test_a_refused_first_hold_is_one_record_and_no_entry(firm: Firm) -> None:
