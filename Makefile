@@ -34,7 +34,7 @@ check: $(DEV_ENV)/.ready ## Lint, types, imports
 	$(DEV)/lint-imports
 
 prove: $(DEV_ENV)/.ready ## Prove the guarantees: make prove ONLY=walk.budget LONG=1
-	$(DEV)/python -m tests.prove $(if $(ONLY),--only $(ONLY)) $(if $(LONG),--long) --out proof/results.json
+	$(DEV)/python -m tests.prove $(if $(ONLY),--only $(ONLY) --merge) $(if $(LONG),--long) --out proof/results.json --table README.md
 
 lock: $(DEV_ENV)/.ready ## Resolve the lock files anew; nothing younger than a week enters
 	sh requirements/lock.sh

@@ -1,10 +1,10 @@
 """A chat turn from admission to its last closing, read downward. Each line is one step; the noun does the work.
 
-No step hides in middleware or a callback. It awaits two things, the hold and the upstream; edge.py identifies before
-it and waits for the books after it.
+No step hides in middleware or a callback. It awaits three things, the limits, the hold and the upstream; edge.py
+identifies before it and waits for the books after it.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -12,9 +12,10 @@ from cost import Attempt, Ledger
 from gateway.trace import Trace
 from governance import Limits, Policy
 from kernel import Caller, ChatReply, ChatRequest, Chunk, Plan
-from router import Catalogue, ModelNotFound, UpstreamCall, Upstreams
+from router import ModelNotFound, Router, UpstreamCall, Upstreams
 
 _BYTES_PER_TOKEN = 4
+_LIKELY_OUTPUT_TOKENS = 256
 _QUIET_CHUNKS_MAX = 64
 
 
@@ -24,13 +25,13 @@ class Chat:
     def __init__(
         self,
         *,
-        catalogue: Callable[[], Catalogue],
+        router: Router,
         policy: Policy,
         limits: Limits,
         ledger: Ledger,
         upstreams: Upstreams,
     ) -> None:
-        self.catalogue = catalogue
+        self.router = router
         self.policy = policy
         self.limits = limits
         self.ledger = ledger
@@ -41,7 +42,7 @@ class Chat:
         caller, plan = await self._admit(caller, request, trace)
         async with self.ledger.turn(caller, request, plan, trace.admission()) as turn:
             trace.turn = turn
-            for target in plan:
+            for target in self.router.walk(plan):  # those that rest are passed over; a second one is paid for
                 async with turn.attempt(target) as attempt:  # held on entering, posted or voided however it is left
                     paid = request.limited(attempt.output_tokens_max)
                     reply = await self.upstreams.complete(target, paid, _call(trace, attempt))
@@ -58,12 +59,12 @@ class Chat:
         caller, plan = await self._admit(caller, request, trace)
         async with self.ledger.turn(caller, request, plan, trace.admission()) as turn:
             trace.turn = turn
-            for target in plan:
+            for target in self.router.walk(plan):
                 async with turn.attempt(target) as attempt:
                     paid, quiet = request.limited(attempt.output_tokens_max), list[Chunk]()
                     async with aclosing(self.upstreams.stream(target, paid, _call(trace, attempt))) as chunks:
                         async for chunk in chunks:
-                            attempt.use(chunk.usage, chunk.provider_request_id)
+                            attempt.use(chunk.usage, chunk.provider_request_id, final=chunk.usage_only)
                             quiet.append(chunk)
                             if chunk.content or attempt.is_answered or len(quiet) > _QUIET_CHUNKS_MAX:
                                 attempt.answered()
@@ -77,23 +78,31 @@ class Chat:
 
     async def _admit(self, caller: Caller, request: ChatRequest, trace: Trace) -> tuple[Caller, Plan]:
         trace.caller = caller = caller.raised(request.hints.data_class or caller.data_class)
-        plan = self._known(caller, request.model)  # 404 for what it may not know of
-        trace.facts["requested"] = request.model
+        plan = self._known(caller, request)  # 404 for what it may not know of
+        trace.facts |= {"requested": request.model, "why": list(plan.why)}
         trace.caller = caller = replace(caller, use_case=self.policy.use_case(caller, request.hints.use_case))
         plan, verdict = self.policy.allowed(caller, plan)  # 403 before anything costs
         trace.facts |= {"plan": [target.name for target in plan], "policy": verdict.as_json()}
-        trace.permit = permit = self.limits.take(caller)  # requests per minute, turns at a time: 429
-        permit.take_tokens((request.input_tokens_max or 0) // _BYTES_PER_TOKEN + (request.output_tokens_max or 0))
+        trace.permit = permit = await self.limits.take(
+            caller, _likely_tokens(request, plan)
+        )  # per minute, and turns at a time: 429
         trace.facts["limits"] = permit.headers() | ({"observed": permit.observed} if permit.observed else {})
         trace.beat("admit")
         return caller, plan
 
-    def _known(self, caller: Caller, model: str) -> Plan:
-        plan = self.catalogue().plan(model)
+    def _known(self, caller: Caller, request: ChatRequest) -> Plan:
+        plan = self.router.plan(request)
         visible = tuple(target for target in plan if self.policy.visible(caller, target))
         if not visible:
-            raise ModelNotFound(model)
+            raise ModelNotFound(request.model)
         return replace(plan, targets=visible)
+
+
+def _likely_tokens(request: ChatRequest, plan: Plan) -> int:
+    """What the turn will probably use, for limits on tokens: charged now, corrected when usage is known."""
+    asked = _LIKELY_OUTPUT_TOKENS if request.output_tokens_max is None else request.output_tokens_max
+    answer = min(asked, max(target.output_tokens_max for target in plan))
+    return (request.input_tokens_max or 0) // _BYTES_PER_TOKEN + answer * request.choices
 
 
 def _call(trace: Trace, attempt: Attempt) -> UpstreamCall:

@@ -15,9 +15,11 @@ import typer
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
-from cost import BudgetState, ReconcileReport, read_csv, read_jsonl
+from cost import BudgetState, InvalidReport, ReconcileReport, read_csv, read_jsonl
 from gateway.doctor import diagnose
 from gateway.ownership import AlreadyServed
 from gateway.schema import SchemaNewer, migrate
@@ -25,12 +27,15 @@ from gateway.secrets import SecretsUnusable
 from gateway.serve import serve as run_server
 from gateway.settings import Settings
 from gateway.wiring import Platform, build
-from governance import Change, NewKey, render
-from kernel import PlatformError, Role, format_usd
+from governance import Allowance, Change, NewKey, render
+from kernel import ChatRequest, Hints, Plan, PlatformError, Role, format_usd
+from router import prompt_bytes
 
 Result = TypeVar("Result")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-File = Annotated[Path, typer.Option("--file", "-f", help="YAML or JSON file of declarations.", exists=True)]
+File = Annotated[
+    Path, typer.Option("--file", "-f", help="YAML or JSON file of declarations.", exists=True, dir_okay=False)
+]
 
 Prune = Annotated[bool, typer.Option("--prune", help="Also withdraw what the file does not name.")]
 
@@ -39,6 +44,8 @@ keys_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke keys.")
 audit_app = typer.Typer(no_args_is_help=True, help="Verify the audit trail.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(audit_app, name="audit")
+aliases_app = typer.Typer(no_args_is_help=True, help="Explain what a name stands for.")
+app.add_typer(aliases_app, name="aliases")
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
@@ -50,6 +57,17 @@ def main() -> None:
         app()
     except (PlatformError, SecretsUnusable, AlreadyServed, SchemaNewer) as refused:
         _err.print(f"penstock: {refused}", markup=False)
+        raise SystemExit(1) from None
+    except (OSError, UnicodeError, OverflowError) as unusable:
+        _err.print(f"penstock: {type(unusable).__name__}: {unusable}", markup=False)
+        raise SystemExit(1) from None
+    except SQLAlchemyError as lost:  # its text may quote the URL, which holds a password
+        _err.print(
+            f"penstock: the store cannot be used ({type(lost).__name__}); penstock doctor says more", markup=False
+        )
+        raise SystemExit(1) from None
+    except yaml.YAMLError as wrong:
+        _err.print(f"penstock: penstock.yaml is not valid YAML: {wrong}", markup=False)
         raise SystemExit(1) from None
     except ValidationError as wrong:
         for problem in wrong.errors():
@@ -102,13 +120,17 @@ def keys_create(
     *,
     for_app: Annotated[str | None, typer.Option("--app", help="The app that will use it.")] = None,
     user: Annotated[str | None, typer.Option(help="The person who will use it.")] = None,
-    role: Annotated[list[str] | None, typer.Option(help="Roles of an operator's key.")] = None,
-    days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
+    role: Annotated[list[Role] | None, typer.Option(help="Roles of an operator's key.")] = None,
+    days: Annotated[int | None, typer.Option(help="Days until it expires.", min=1, max=36_500)] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="The key's own limit.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="The key's own limit.")] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Calls at a time.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key; it is shown once. Example: penstock keys create billing-bot --app billing."""
+    own = Allowance(requests_per_minute, tokens_per_minute, concurrent)
     expires = datetime.now(UTC) + timedelta(days=days) if days else None
-    new = NewKey(name=name, app=for_app, user=user, roles=frozenset(map(Role, role or ())), expires_at=expires)
+    new = NewKey(name=name, app=for_app, user=user, roles=frozenset(role or ()), limits=own, expires_at=expires)
     made = _run(lambda platform: platform.keys.create(new, by=_author()))
     _show([{"id": made.id, "key": made.key}], as_json=as_json)
 
@@ -130,7 +152,9 @@ def keys_revoke(key_id: str) -> None:
 def credential(
     name: Annotated[str, typer.Argument(help="The name that providers refer to.")],
     *,
-    from_file: Annotated[Path | None, typer.Option("--from-file", help="Read the secret from a file.")] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", help="Read the secret from a file.", exists=True, dir_okay=False)
+    ] = None,
 ) -> None:
     """Seal a provider's key; asks for it unless a file is given. Example: penstock credential openai."""
     secret = from_file.read_text().strip() if from_file else getpass.getpass(f"secret for {name}: ")
@@ -167,16 +191,24 @@ def reconcile(
     *,
     since: Annotated[datetime | None, typer.Option(help="From this UTC day on; default: this month.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Before this UTC day; default: now.")] = None,
-    complete: Annotated[bool, typer.Option(help="The file holds every line of that time.")] = False,
+    provider: Annotated[str | None, typer.Option(help="Whose invoice it is; default: whoever its lines name.")] = None,
+    complete: Annotated[
+        bool, typer.Option(help="The file holds every line of that provider and time; takes --provider and --until.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Correct the books to a provider's invoice. Example: penstock reconcile -f invoice.jsonl --complete."""
+    """Correct the books to a provider's invoice. Example: penstock reconcile -f invoice.jsonl --provider openai."""
+    if complete and (provider is None or until is None):
+        missing = "--provider" if provider is None else "--until"
+        raise InvalidReport(f"--complete withdraws what the invoice does not list: say with {missing} what it covers.")
     since_at, until_at = _window(since, until)
     read = read_csv if file.suffix == ".csv" else read_jsonl
     lines = read(file.read_text())
 
     async def work(platform: Platform) -> ReconcileReport:
-        return await platform.reconciliation.run(lines, since=since_at, until=until_at, complete=complete, by=_author())
+        return await platform.reconciliation.run(
+            lines, since=since_at, until=until_at, provider=provider, complete=complete, by=_author()
+        )
 
     _show([_plain(_run(work))], as_json=as_json)
 
@@ -190,6 +222,33 @@ def audit_verify(*, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@aliases_app.command("explain")
+def aliases_explain(
+    name: Annotated[str, typer.Argument(help="An alias or a model.")],
+    *,
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="How long the prompt is.")] = 0,
+    task_type: Annotated[str | None, typer.Option(help="The hint of that name.")] = None,
+    max_latency_ms: Annotated[int | None, typer.Option(help="The hint of that name.")] = None,
+    quality_level: Annotated[str | None, typer.Option(help="The hint of that name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a request goes before policy, and why. Example: penstock aliases explain auto --task-type code."""
+    hints = Hints(task_type=task_type, max_latency_ms=max_latency_ms, quality_level=quality_level)
+    request = ChatRequest(name, {}, input_tokens_max=prompt_bytes(prompt_tokens), hints=hints)
+
+    async def work(platform: Platform) -> tuple[Plan, frozenset[str]]:
+        return platform.router.plan(request), platform.snapshot.catalogue().draining
+
+    plan, draining = _run(work)
+    targets = [{"target": each.name, "provider": each.provider, "draining": each.name in draining} for each in plan]
+    if as_json:
+        _show([{"name": name, "why": plan.why, "targets": targets}], as_json=True)
+        return
+    for reason in plan.why:
+        _out.print(reason, markup=False, highlight=False)
+    _show(targets, as_json=False)
+
+
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
     """Check every dependency and name the cure of what is wrong. Example: penstock doctor."""
@@ -201,7 +260,10 @@ def doctor(*, as_json: Json = False) -> None:
 
 def _run(work: Callable[[Platform], Awaitable[Result]], *, migrated: bool = True) -> Result:
     async def run() -> Result:
-        platform = build(Settings())
+        settings = Settings()
+        if migrated:
+            _require_store(settings)
+        platform = build(settings)
         try:
             if migrated:
                 await migrate(platform.engine)
@@ -211,6 +273,14 @@ def _run(work: Callable[[Platform], Awaitable[Result]], *, migrated: bool = True
             await platform.engine.dispose()
 
     return asyncio.run(run())
+
+
+def _require_store(settings: Settings) -> None:
+    """A mistyped folder must not become a new, empty company."""
+    if settings.embedded and not settings.store_file.exists():
+        raise FileNotFoundError(
+            f"there is no store at {settings.store_file}; set PENSTOCK_DATA_DIR, or make one with penstock migrate"
+        )
 
 
 async def _export(platform: Platform) -> str:
@@ -275,7 +345,7 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     for row in rows:
         table.add_row(
             *(
-                value
+                escape(value)
                 if isinstance(value, str)
                 else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
                 for value in row.values()

@@ -9,6 +9,9 @@ from gateway.secrets import write_private
 from governance import Declaration, Keys, NewKey, Register
 from kernel import Role
 
+FIRST_START = "first-start"
+DEMO_KEYS = 4
+
 _AUTHOR, _APPROVER = "demo-author", "demo-approver"
 
 _DECLARATIONS = (
@@ -25,6 +28,25 @@ _DECLARATIONS = (
     Declaration("model", "sandbox", {"provider": "sandbox"}),
     Declaration("model", "sandbox-priced", {"provider": "sandbox"}),
     Declaration("alias", "fast", {"targets": ["sandbox"], "description": "Whatever answers first"}),
+    Declaration("alias", "quality", {"targets": ["sandbox-priced"], "description": "The best answer there is"}),
+    Declaration("alias", "long_context", {"targets": ["sandbox-priced", "sandbox"], "description": "Long prompts"}),
+    Declaration("alias", "code", {"targets": ["sandbox-priced", "sandbox"], "description": "Code, read and written"}),
+    Declaration("alias", "internal", {"targets": ["sandbox"], "description": "Models that run in the house"}),
+    Declaration(
+        "alias",
+        "auto",
+        {
+            "targets": ["sandbox", "sandbox-priced"],
+            "choose": "cheapest",
+            "rules": [
+                {"when": {"prompt_tokens_over": 100_000}, "use": "long_context"},
+                {"when": {"task_type": ["code"]}, "use": "code"},
+                {"when": {"max_latency_ms_under": 1000}, "use": "fast"},
+                {"when": {"quality_level": ["critical"]}, "use": "quality"},
+            ],
+            "description": "Chosen by what the request is; the cheapest otherwise",
+        },
+    ),
     Declaration("price", "sandbox", {"model": "sandbox", "usd_per_million_tokens": {"input": "0", "output": "0"}}),
     Declaration(
         "price", "sandbox-priced", {"model": "sandbox-priced", "usd_per_million_tokens": {"input": "1", "output": "4"}}
@@ -46,7 +68,7 @@ _DECLARATIONS = (
 
 async def declare_demo(register: Register, keys: Keys, reload: Callable[[], Awaitable[None]]) -> dict[str, str]:
     """Declare the demo and make its keys. Returns them by name; they are shown nowhere else afterwards."""
-    await register.apply(list(_DECLARATIONS), by="first-start")
+    await register.apply(list(_DECLARATIONS), by=FIRST_START)
     await reload()
     wanted = {
         "app_key": NewKey(name="demo-app", app="demo-app"),
@@ -54,11 +76,12 @@ async def declare_demo(register: Register, keys: Keys, reload: Callable[[], Awai
         "author_key": NewKey(name=_AUTHOR, user=_AUTHOR),
         "approver_key": NewKey(name=_APPROVER, user=_APPROVER),
     }
-    return {name: (await keys.create(new, by="first-start")).key for name, new in wanted.items()}
+    return {name: (await keys.create(new, by=FIRST_START)).key for name, new in wanted.items()}
 
 
 def write_quickstart(path: Path, base_url: str, keys: dict[str, str]) -> None:
     """Write `quickstart.json`, readable by this user alone."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(path, {"base_url": base_url, **keys})
 
 

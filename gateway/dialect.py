@@ -4,7 +4,8 @@ It reads the few facts the gate needs and keeps every other member as the bytes 
 are told is edge.py's, what providers are asked and answer is router/openai.py's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -16,6 +17,17 @@ from kernel import ChatRequest, DataClass, Hints
 _CHOICES_MAX = 128
 _MESSAGES_MAX = 20_000
 _TEXT_PARTS = frozenset({"text", "refusal", "input_text"})
+_TEXT_MEMBERS = frozenset({"type", "text", "refusal", "cache_control"})
+# What would make an answer cost more than its hold, or let caller text be a program.
+_NOT_OFFERED = MappingProxyType(
+    {
+        "web_search_options": "its fees per call cannot be priced",
+        "prediction": "rejected predictions cost more than the answer's ceiling",
+        "best_of": "use n, which is paid for",
+        "chat_template": "templates belong to the model",
+    }
+)
+_TIERS = frozenset({"auto", "default"})
 # What providers add to a prompt by themselves: role marks and instructions for tools. More is the model's to declare.
 _OVERHEAD_TOKENS = 8
 _OVERHEAD_TOKENS_MESSAGE = 8
@@ -47,18 +59,13 @@ class _Facts(Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     modalities: list[str] | None = None
+    service_tier: str | None = None
     metadata: dict[str, str] | None = None
     penstock: dict[str, Any] | UnsetType = UNSET
 
 
-class _Part(Struct):
-    type: str = "text"
-    text: str | None = None
-    refusal: str | None = None
-
-
 _facts = msgspec.json.Decoder(_Facts)
-_content = msgspec.json.Decoder(str | list[_Part] | None)
+_content = msgspec.json.Decoder(str | list[dict[str, Any]] | None)
 
 
 def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
@@ -73,8 +80,13 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("The body is not valid JSON in UTF-8; send one JSON object.") from None
     _check(facts)
+    for name in _NOT_OFFERED.keys() & fields.keys():
+        raise InvalidRequest(f"{name} is not offered: {_NOT_OFFERED[name]}.", param=name)
     hints = read_hints(facts, headers)
-    fields.pop("penstock", None)
+    # Hints are ours; content is not kept by providers either; another tier has another price.
+    fields = {name: raw for name, raw in fields.items() if name not in {"penstock", "store"}}
+    if facts.service_tier is not None:
+        fields["service_tier"] = Raw(b'"default"')
     return ChatRequest(
         model=facts.model,
         fields=fields,
@@ -88,23 +100,26 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
 
 
 def read_hints(facts: _Facts, headers: Mapping[str, str]) -> Hints:
-    """What the caller said beside the request: header first, then `penstock` in the body, then `metadata`."""
-    said: dict[str, Any] = {}
-    if facts.metadata:
-        said |= {name: facts.metadata[name] for name in _HINT_HEADERS if name in facts.metadata}
+    """What the caller said beside the request: header first, then `penstock` in the body, then `metadata`.
+
+    Of several data classes the highest counts, wherever it was said: a hint raises, none lowers.
+    """
     own = facts.penstock if isinstance(facts.penstock, dict) else {}
-    unknown = own.keys() - _HINT_HEADERS.keys() - {"tags"}
-    if unknown:
-        name = min(unknown)
+    if own.keys() - _HINT_HEADERS.keys() - {"tags"}:
         raise InvalidRequest(
-            f"penstock.{name} is not a hint; known are {', '.join([*_HINT_HEADERS, 'tags'])}.", param=f"penstock.{name}"
+            f"penstock has a member that is not a hint; known are {', '.join([*_HINT_HEADERS, 'tags'])}.",
+            param="penstock",
         )
-    said |= own
-    said |= {name: headers[header] for name, header in _HINT_HEADERS.items() if header in headers}
+    sources = [
+        {name: (facts.metadata or {})[name] for name in _HINT_HEADERS if name in (facts.metadata or {})},
+        own,
+        {name: headers[header] for name, header in _HINT_HEADERS.items() if header in headers},
+    ]
+    said = {name: word for source in sources for name, word in source.items()}
     try:
         return Hints(
             use_case=_word(said, "use_case"),
-            data_class=DataClass.parse(said["data_class"]) if "data_class" in said else None,
+            data_class=_highest(source["data_class"] for source in sources if "data_class" in source),
             task_type=_word(said, "task_type"),
             max_latency_ms=int(said["max_latency_ms"]) if "max_latency_ms" in said else None,
             quality_level=_word(said, "quality_level"),
@@ -121,6 +136,11 @@ def read_hints(facts: _Facts, headers: Mapping[str, str]) -> Hints:
         ) from None
 
 
+def _highest(words: Iterable[str]) -> DataClass | None:
+    """The highest of the classes named; a repeated header comes as a list with commas."""
+    return max((DataClass.parse(word.strip()) for said in words for word in said.split(",")), default=None)
+
+
 def _word(said: Mapping[str, Any], name: str) -> str | None:
     word = said.get(name)
     if word is not None and (not isinstance(word, str) or not 0 < len(word) <= 128):  # noqa: PLR2004 - as in the text
@@ -135,6 +155,8 @@ def _check(facts: _Facts) -> None:
         raise InvalidRequest(f"messages must hold 1 to {_MESSAGES_MAX} messages.", param="messages")
     if facts.n is not None and not 1 <= facts.n <= _CHOICES_MAX:
         raise InvalidRequest(f"n must be between 1 and {_CHOICES_MAX}.", param="n")
+    if facts.service_tier is not None and facts.service_tier not in _TIERS:
+        raise InvalidRequest("service_tier must be auto or default; other tiers have no price.", param="service_tier")
     for name in ("max_tokens", "max_completion_tokens"):
         ceiling = getattr(facts, name)
         if ceiling is not None and ceiling < 1:
@@ -150,8 +172,6 @@ def _input_tokens_max(facts: _Facts, fields: Mapping[str, Raw]) -> int | None:
         if "role" not in message:
             raise InvalidRequest(f"messages[{at}].role is missing.", param=f"messages[{at}].role")
         for name, raw in message.items():
-            if name == "role":
-                continue  # a mark among those counted per message
             size = _content_bytes(raw, at) if name == "content" else len(memoryview(raw))
             if size is None:
                 return None
@@ -169,9 +189,14 @@ def _content_bytes(raw: Raw, at: int) -> int | None:
         ) from None
     if isinstance(content, str):
         return len(content.encode())
-    if content and any(part.type not in _TEXT_PARTS for part in content):
-        return None
-    return sum(len((part.text or part.refusal or "").encode()) for part in content or ())
+    total = 0
+    for part in content or ():
+        # Whatever is not certainly text may be an image, a file or a sound, by a name that only its server knows.
+        if part.get("type") not in _TEXT_PARTS or part.keys() - _TEXT_MEMBERS:
+            return None
+        texts = (part.get("text"), part.get("refusal"))
+        total += sum(len(text.encode()) for text in texts if isinstance(text, str))
+    return total
 
 
 def _param(reason: str) -> str | None:

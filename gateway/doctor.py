@@ -13,6 +13,7 @@ from gateway.ownership import AlreadyServed, sole_owner
 from gateway.schema import SchemaNewer, pending
 from gateway.secrets import SecretsUnusable, read_secrets
 from gateway.settings import Settings
+from governance import find_fault
 from kernel.db import make_engine, reading
 
 _CONNECT_SECONDS = 5
@@ -30,7 +31,11 @@ class Finding:
 
 async def diagnose(settings: Settings) -> list[Finding]:
     """Every dependency in the order in which a start needs it."""
-    findings = [Finding("python", "ok", sys.version.split()[0]), _secrets(settings)]
+    findings = [Finding("python", "ok", sys.version.split()[0])]
+    if settings.embedded and not settings.store_file.exists():
+        missing = f"there is no store at {settings.store_file}"
+        return [*findings, Finding("store", "note", missing, "penstock serve makes one; or set PENSTOCK_DATA_DIR")]
+    findings.append(_secrets(settings))
     if settings.embedded:
         findings.append(_folder(settings))
     engine = make_engine(settings.store_url, timeout_seconds=_CONNECT_SECONDS)
@@ -38,6 +43,8 @@ async def diagnose(settings: Settings) -> list[Finding]:
         findings.extend(await _store(engine))
     finally:
         await engine.dispose()
+    if settings.redis_url is not None:
+        findings.append(await _redis(settings.redis_url.get_secret_value()))
     findings.append(await _port(settings))
     return findings
 
@@ -85,6 +92,14 @@ async def _store(engine: AsyncEngine) -> list[Finding]:
         else Finding("schema", "ok", "current")
     )
     return [Finding("store", "ok", name), schema]
+
+
+async def _redis(url: str) -> Finding:
+    fault = await find_fault(url)
+    if fault is None:
+        return Finding("redis", "ok", "answers")
+    cure = "check PENSTOCK_REDIS_URL and that the server runs; until then each process keeps to its share of limits"
+    return Finding("redis", "wrong", fault, cure)
 
 
 async def _port(settings: Settings) -> Finding:

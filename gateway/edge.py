@@ -6,20 +6,22 @@ or is answered 404 to those who have a key and 401 to those who have none.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
+from hmac import compare_digest
 from http import HTTPStatus
 from types import MappingProxyType
 
 import msgspec
 
-from cost import Ledger
+from cost import Ledger, Turn
 from gateway.chat import Chat
 from gateway.dialect import read_chat
 from gateway.errors import (
     AppKeyRequired,
+    CallerGone,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -32,13 +34,15 @@ from gateway.exchange import Exchange, Receive, Scope, Send
 from gateway.history import History
 from gateway.metrics import Metrics
 from gateway.trace import Trace
-from governance import InvalidKey, Keys, Policy
+from governance import InvalidKey, Keys, Policy, RateLimited
 from kernel import Caller, ChatRequest, Chunk, Clock, Plan, PlatformError, format_usd
 from router import Catalogue
 
 _log = logging.getLogger("penstock.edge")
 _turns = logging.getLogger("penstock.turn")
 
+# Without Redis limits are tighter and everything else goes on.
+_GOOD_STATES = frozenset({"ok", "away"})
 _EVENTS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 
 
@@ -52,24 +56,12 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A row of the table: how it is called and by whom, and the method of `Edge` that answers."""
+    """A row of the table: how it is called, by whom, and what answers. A path that ends in `/` takes an id."""
 
     method: str
     path: str
     access: Access
-    answer: str
-
-
-ENDPOINTS = (
-    Endpoint("GET", "/healthz", Access.OPEN, "healthz"),
-    Endpoint("GET", "/readyz", Access.OPEN, "readyz"),
-    Endpoint("GET", "/metrics", Access.OPEN, "metrics_page"),
-    Endpoint("GET", "/v1/models", Access.APP, "models"),
-    Endpoint("GET", "/v1/requests/{id}", Access.KEY, "request"),
-    Endpoint("POST", "/v1/chat/completions", Access.APP, "chat_completions"),
-)
-_EXACT = MappingProxyType({row.path: row for row in ENDPOINTS if "{" not in row.path})
-_UNDER = tuple((row.path.split("{")[0], row) for row in ENDPOINTS if "{" in row.path)
+    answer: Callable[[Exchange], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +72,7 @@ class EdgeLimits:
     body_seconds: float
     settle_seconds: float
     budget_exhausted_status: int
+    metrics_token: str | None = None
 
 
 class Edge:
@@ -111,20 +104,37 @@ class Edge:
         self.ready = ready
         self.clock = clock
         self.limits = limits
+        self.endpoints = (
+            Endpoint("GET", "/healthz", Access.OPEN, self.healthz),
+            Endpoint("GET", "/readyz", Access.OPEN, self.readyz),
+            Endpoint("GET", "/metrics", Access.OPEN, self.metrics_page),
+            Endpoint("GET", "/v1/models", Access.APP, self.models),
+            Endpoint("GET", "/v1/requests/", Access.KEY, self.request),
+            Endpoint("POST", "/v1/chat/completions", Access.APP, self.chat_completions),
+        )
+        self._rows = MappingProxyType({row.path: row for row in self.endpoints})
+        self._unknown_keys = RefusalMeter(clock)
         self.stopping: Callable[[], bool] = lambda: False
+        self._open: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange: identify, find the row, answer; every error becomes OpenAI's error object."""
         assert scope["type"] == "http", "lifespan and websockets are off"
         x = Exchange(scope, receive, send, Trace(self.clock))
+        row = self._rows.get(x.path) or self._rows.get(x.path[: x.path.rfind("/") + 1])
         try:
-            await self._answer(x)
+            await self._answer(x, row)
         except PlatformError as refusal:
-            await self._refuse(x, refusal)
+            told = refusal
+            if x.caller is None or (row is not None and row.access is Access.APP):
+                told = await self._record_refusal(x, refusal)
+                self.metrics.turn(
+                    x.trace, self._status(told), self.clock.monotonic() - x.trace.started, self.catalogue()
+                )
+            await self._refuse(x, told)
             await x.finish()
 
-    async def _answer(self, x: Exchange) -> None:
-        row = _EXACT.get(x.path) or next((row for prefix, row in _UNDER if x.path.startswith(prefix)), None)
+    async def _answer(self, x: Exchange, row: Endpoint | None) -> None:
         if row is None or row.access is not Access.OPEN:
             x.caller = x.trace.caller = await self._identify(x)
         if row is None:
@@ -134,7 +144,7 @@ class Edge:
             raise MethodNotAllowed(f"{row.path} is called with {row.method}.")
         if row.access is Access.APP and x.caller is not None and x.caller.app is None:
             raise AppKeyRequired("This key administers; use an app's key for models (POST /api/keys makes one).")
-        await getattr(self, row.answer)(x)
+        await row.answer(x)
 
     async def _identify(self, x: Exchange) -> Caller:
         scheme, _, presented = x.headers.get("authorization", "").partition(" ")
@@ -143,8 +153,7 @@ class Edge:
         try:
             caller = self.keys.identify(presented.strip())
         except InvalidKey as unknown:
-            x.trace.facts |= {"path": x.path[:128], "reason": getattr(unknown, "reason", None)}
-            await self._record_refusal(x, unknown)
+            x.trace.facts["reason"] = unknown.reason
             raise
         x.trace.beat("identify")
         return caller
@@ -154,7 +163,7 @@ class Edge:
             raise NotFound(f"There is no endpoint {x.method} {x.path[:128]}; docs/guides list what there is.")
         x.scope["penstock.caller"] = x.caller
         x.scope["penstock.request_id"] = x.trace.turn_id
-        await self.control(x.scope, x._receive, x._send)  # noqa: SLF001 - the exchange ends here; FastAPI takes over
+        await x.hand_over(self.control)
 
     # The open rows
 
@@ -167,11 +176,14 @@ class Edge:
         states = await self.ready()
         if self.stopping():
             states["process"] = "stopping"
-        good = all(state == "ok" for state in states.values())
+        good = all(state in _GOOD_STATES for state in states.values())
         await self._reply(x, states, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def metrics_page(self, x: Exchange) -> None:
-        """Prometheus' text format."""
+        """Prometheus' text format; for everybody, unless a token is set."""
+        token = self.limits.metrics_token
+        if token is not None and not compare_digest(x.headers.get("authorization", ""), f"Bearer {token}"):
+            raise InvalidKey("unknown")
         kind, page = self.metrics.page()
         await x.start(HTTPStatus.OK, [("content-type", kind)])
         await x.write(page)
@@ -183,7 +195,7 @@ class Edge:
         """The names this caller may use, in OpenAI's list shape."""
         assert x.caller is not None
         catalogue = self.catalogue()
-        names = [name for name in catalogue.names() if self._usable(x.caller, catalogue.plan(name))]
+        names = [name for name in catalogue.names() if self._usable(x.caller, catalogue.reachable(name))]
         rows = [{"id": name, "object": "model", "created": 0, "owned_by": "penstock"} for name in names]
         await self._reply(x, {"object": "list", "data": rows})
 
@@ -206,12 +218,14 @@ class Edge:
             self._require_running()
             body = await x.body(bytes_max=self.limits.body_bytes_max, seconds=self.limits.body_seconds)
             request = read_chat(body, x.headers)
-            async with x.hang_up_cancels():
+            async with x.turn_running(self._open):
                 await (self._stream if request.stream else self._whole)(x, caller, request)
         except PlatformError as refusal:
             failure = refusal
-        except asyncio.CancelledError:
-            failure = ShuttingDown("This process stopped before the answer was complete.", retry_after_seconds=1)
+        except asyncio.CancelledError:  # by uvicorn at the end of the drain, or by `end_turns_of`
+            failure = x.ended_by or ShuttingDown(
+                "This process stopped before the answer was complete.", retry_after_seconds=1
+            )
         except Exception:  # noqa: BLE001 - the edge: whatever reaches it is a bug of ours
             _log.exception("turn %s failed by a bug of ours", x.trace.turn_id)
             failure = InternalError(f"Something went wrong on our side; quote {x.trace.turn_id}.")
@@ -221,6 +235,19 @@ class Edge:
             await self._refuse(x, failure)
         await self._settle(x, failure)
         await x.finish()
+
+    def end_turns_of(self, key_ids: Collection[str]) -> None:
+        """End the open turns of keys that were just revoked, streams with an error event."""
+        for x in [x for x in self._open if x.caller is not None and x.caller.key_id in key_ids]:
+            x.end(InvalidKey("revoked"))
+
+    async def drop_slow_readers(self, seconds: float) -> None:
+        """For ever: drop callers who take nothing of their answer for so long; they hold money and an upstream."""
+        while True:
+            await asyncio.sleep(min(1.0, seconds))
+            late = self.clock.monotonic() - seconds
+            for x in [x for x in self._open if x.stuck_since is not None and x.stuck_since < late]:
+                x.abort()
 
     def _require_running(self) -> None:
         if self.stopping():
@@ -237,6 +264,8 @@ class Edge:
                     await x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
                 if _is_owed(request, chunk):
                     await x.write(b"data: " + self._told(x, chunk) + b"\n\n")
+        if not x.status:
+            await x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
         await x.write(b"data: [DONE]\n\n")
 
     def _told(self, x: Exchange, chunk: Chunk) -> bytes:
@@ -272,10 +301,11 @@ class Edge:
         """Let the books be durable before this connection carries another request; bounded, since they retry."""
         trace = x.trace
         if trace.permit is not None:
-            usage = trace.turn.usage if trace.turn else None
-            trace.permit.settle_tokens(usage.input_tokens + usage.output_tokens if usage else 0)
+            tokens = _tokens_used(trace.turn)
+            if tokens is not None:
+                trace.permit.settle_tokens(tokens)
             trace.permit.release()
-        status = status_of(failure) if failure else x.status or 499
+        status = self._status(failure) if failure else x.status or CallerGone.status
         self.metrics.turn(trace, status, self.clock.monotonic() - trace.started, self.catalogue())
         _log_turn(x, status, failure)
         if trace.turn is not None:
@@ -286,27 +316,68 @@ class Edge:
                 _log.warning("turn %s is not settled yet; the ledger goes on trying", trace.turn_id)
 
     async def _record_refusal(self, x: Exchange, refusal: PlatformError) -> PlatformError:
-        """Put a refusal in the trail. Where the trail cannot be written, that is the refusal."""
-        x.trace.facts |= {"status": refusal.status, "code": refusal.code, "param": refusal.param}
+        """Put a refusal in the trail. Where the trail cannot be written, that is the refusal, but for unknown keys.
+
+        Of those only so many a minute are recorded one by one: whoever has no key must not fill the trail.
+        """
+        if x.caller is None:
+            unrecorded = self._unknown_keys.take()
+            if unrecorded is None:
+                return refusal
+            x.trace.facts["unrecorded_before"] = unrecorded
+        x.trace.facts |= {"status": self._status(refusal), "code": refusal.code}
         try:
             await self.ledger.record(x.trace.admission("turn.refused"))
         except PlatformError as unavailable:
-            return unavailable
+            return refusal if x.caller is None else unavailable
         return refusal
+
+    def _status(self, error: PlatformError) -> int:
+        return status_of(error, self.limits.budget_exhausted_status)
 
     async def _refuse(self, x: Exchange, refusal: PlatformError) -> None:
         if x.status:
             await x.write(b"data: " + encode_error(refusal) + b"\n\n")
             return
         headers = dict(error_headers(refusal))
-        if x.trace.permit is not None:
+        if isinstance(refusal, RateLimited):
+            headers |= refusal.headers
+        elif x.trace.permit is not None:
             headers |= x.trace.permit.headers()
-        status = status_of(refusal, self.limits.budget_exhausted_status)
-        await x.reply(status, encode_error(refusal), headers.items())
+        await x.reply(self._status(refusal), encode_error(refusal), headers.items())
 
     async def _reply(self, x: Exchange, body: object, status: int = HTTPStatus.OK) -> None:
         await x.reply(status, msgspec.json.encode(body))
         await x.finish()
+
+
+def _tokens_used(turn: Turn | None) -> int | None:
+    """What counts against limits; None where nobody said, so that the estimate stands and hanging up gains nothing."""
+    if turn is not None and turn.usage is not None:
+        return turn.usage.input_tokens + turn.usage.output_tokens
+    return None if turn is not None and any(attempt.is_estimated for attempt in turn.attempts) else 0
+
+
+class RefusalMeter:
+    """Lets through so many records a minute and counts the rest."""
+
+    def __init__(self, clock: Clock, per_minute: int = 60) -> None:
+        self._clock = clock
+        self._per_minute = per_minute
+        self._minute = -1
+        self._taken = self._skipped = 0
+
+    def take(self) -> int | None:
+        """How many were skipped since the last one that was let through; None to skip this one too."""
+        minute = int(self._clock.monotonic() // 60)
+        if minute != self._minute:
+            self._minute, self._taken = minute, 0
+        if self._taken >= self._per_minute:
+            self._skipped += 1
+            return None
+        self._taken += 1
+        skipped, self._skipped = self._skipped, 0
+        return skipped
 
 
 def _is_owed(request: ChatRequest, chunk: Chunk) -> bool:

@@ -24,8 +24,14 @@ class RequestTooLarge(PlatformError):
     status, code, kind = 413, "request_too_large", "invalid_request_error"
 
 
+class HeadersTooLarge(PlatformError):
+    """The request's head is larger than this gateway reads."""
+
+    status, code, kind = 431, "headers_too_large", "invalid_request_error"
+
+
 class RequestTimeout(PlatformError):
-    """The body did not arrive in time. Nothing was sent anywhere, so a retry is safe."""
+    """The request did not arrive in time. Nothing was sent anywhere, so a retry is safe."""
 
     status, code, kind, retryable = 408, "request_timeout", "timeout", True
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gateway.errors import CallerGone, RequestTimeout, RequestTooLarge
 from gateway.trace import Trace
-from kernel import Caller
+from kernel import Caller, PlatformError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,15 +25,22 @@ class Exchange:
         self.trace = trace
         self.caller: Caller | None = None
         self.status = 0
+        self.stuck_since: float | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.ended_by: PlatformError | None = None
         self._receive = receive
         self._send = send
         self._headers: dict[str, str] | None = None
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Request headers, names in lower case; of a repeated header the last."""
+        """Request headers, names in lower case; a repeated header is one list with commas, as HTTP has it."""
         if self._headers is None:
-            self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.scope["headers"]}
+            found: dict[str, str] = {}
+            for raw_name, raw_value in self.scope["headers"]:
+                name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+                found[name] = f"{found[name]}, {value}" if name in found else value
+            self._headers = found
         return self._headers
 
     async def body(self, *, bytes_max: int, seconds: float) -> bytes:
@@ -70,8 +77,10 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, data: bytes) -> None:
-        """Send a part of the body; waits while the caller reads slowly."""
+        """Send a part of the body; waits while the caller reads slowly, and `stuck_since` says since when."""
+        self.stuck_since = self.trace.clock.monotonic()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self.stuck_since = None
 
     async def finish(self) -> None:
         """End the answer: only now may the connection carry its next request."""
@@ -83,23 +92,44 @@ class Exchange:
         await self.start(status, [*own, *headers])
         await self.write(body)
 
-    def hang_up_cancels(self) -> "HangUp":
-        """A context in which the caller's leaving cancels the task inside."""
-        return HangUp(self._receive)
+    async def hand_over(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        """Let another application answer; this exchange must not have begun to."""
+        await app(self.scope, self._receive, self._send)
+
+    def turn_running(self, among: set["Exchange"]) -> "Running":
+        """A context in which the caller's leaving cancels the task inside, and in which `end` does."""
+        return Running(self, self._receive, among)
+
+    def abort(self) -> None:
+        """Drop the connection, without waiting for what was not read; the turn ends as if the caller had left."""
+        abort = self.scope.get("penstock.abort")
+        if abort is not None:
+            abort()
+
+    def end(self, why: PlatformError) -> None:
+        """End the turn that is running here; the caller is told why."""
+        if self.task is not None and self.ended_by is None:
+            self.ended_by = why
+            if self.trace.turn is not None:
+                self.trace.turn.ended_by = why
+            self.task.cancel()
 
 
-class HangUp:
-    """Watches a connection and cancels its turn when the caller leaves; `happened` tells that from other cancels."""
+class Running:
+    """A turn that is running, among others: it is cancelled when its caller leaves, or when somebody ends it."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, exchange: Exchange, receive: Receive, among: set[Exchange]) -> None:
+        self._exchange = exchange
         self._receive = receive
-        self.happened = False
+        self._among = among
+        self._gone = False
 
     async def __aenter__(self) -> Self:
         """Begin to watch."""
         task = asyncio.current_task()
         assert task is not None
-        self._task = task
+        self._task = self._exchange.task = task
+        self._among.add(self._exchange)
         self._watcher = asyncio.create_task(self._watch())
         return self
 
@@ -108,7 +138,9 @@ class HangUp:
     ) -> bool:
         """Stop watching; swallow the cancellation that a hang-up caused."""
         self._watcher.cancel()
-        if self.happened and kind is not None and issubclass(kind, asyncio.CancelledError):
+        self._among.discard(self._exchange)
+        self._exchange.task = None
+        if self._gone and kind is not None and issubclass(kind, asyncio.CancelledError):
             self._task.uncancel()
             return True
         return False
@@ -116,5 +148,7 @@ class HangUp:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.happened = True
+        self._gone = True
+        if self._exchange.trace.turn is not None:
+            self._exchange.trace.turn.gone = True
         self._task.cancel()

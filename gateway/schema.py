@@ -10,9 +10,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import migrations
+from kernel.db import make_engine
 
 # Any number that no other user of the database takes: "penstock" as a signed 64-bit integer.
 _ADVISORY_LOCK = 0x70656E73746F636B
+_PATIENCE_SECONDS = 60.0
 
 
 class SchemaNewer(Exception):
@@ -22,13 +24,17 @@ class SchemaNewer(Exception):
 async def migrate(engine: AsyncEngine) -> None:
     """Run what is missing of the history, in one transaction; a failure leaves the store as it was.
 
-    Raises SchemaNewer. Concurrent starts wait for each other: PostgreSQL by an advisory lock, SQLite by its own.
+    Raises SchemaNewer. Concurrent starts wait for each other: PostgreSQL by an advisory lock, SQLite by its own. It
+    works on an engine of its own, because a history takes longer than a turn may wait.
     """
-    async with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            await connection.execute(text("SET LOCAL lock_timeout = '60s'"))
-            await connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-        await connection.run_sync(_upgrade)
+    patient = make_engine(engine.url, timeout_seconds=_PATIENCE_SECONDS)
+    try:
+        async with patient.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+            await connection.run_sync(_upgrade)
+    finally:
+        await patient.dispose()
 
 
 async def pending(engine: AsyncEngine) -> bool:

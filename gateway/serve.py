@@ -12,6 +12,7 @@ import uvicorn
 from gateway.demo import read_quickstart, snippet
 from gateway.logs import json_logs
 from gateway.ownership import sole_owner
+from gateway.protocol import BoundedProtocol, tend
 from gateway.settings import Settings
 from gateway.wiring import build, first_start
 
@@ -42,7 +43,8 @@ async def _serve(settings: Settings) -> None:
             platform.edge,
             host=settings.host,
             port=settings.port,
-            http="httptools",
+            http=BoundedProtocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -54,9 +56,14 @@ async def _serve(settings: Settings) -> None:
         )
         server = _Server(config)
         platform.edge.stopping = lambda: server.should_exit
-        announcing = asyncio.create_task(_announce(server, settings, quickstart))
+        beside = (
+            asyncio.create_task(_announce(server, settings, quickstart)),
+            asyncio.create_task(tend(server.server_state.connections)),
+            asyncio.create_task(platform.edge.drop_slow_readers(settings.slow_reader_seconds)),
+        )
         await server.serve()
-        announcing.cancel()
+        for task in beside:
+            task.cancel()
 
 
 class _Server(uvicorn.Server):

@@ -3,6 +3,7 @@
 What operators change while we run (prices, policies, budgets, keys) is data in the database, not a setting.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ class Settings(BaseSettings):
     data_dir: Path = Path("penstock-data")
     database_url: SecretStr | None = None
     """`postgresql+asyncpg://...`; without it, SQLite in the data folder."""
+    redis_url: SecretStr | None = None
+    """`redis://...` or `rediss://...`; several processes share limits and news of changes there. None: one process."""
     key_pepper: SecretStr | None = None
     """At least 32 characters; without it, made once and kept in the data folder (SQLite only)."""
     master_key: SecretStr | None = None
@@ -34,13 +37,18 @@ class Settings(BaseSettings):
     demo: bool | None = None
     """Whether the first start on an empty store declares the demo company and its keys; unset: on SQLite only."""
 
+    metrics_token: SecretStr | None = None
+    """What `/metrics` asks for as a bearer token; without it the page is open to whoever reaches the port."""
+
     body_bytes_max: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     body_seconds: Seconds = 30
+    slow_reader_seconds: Seconds = 60
+    """How long a caller may take none of its answer before its connection is dropped and its turn settled."""
     connections_max: Annotated[int, Field(ge=1)] = 10_000
     idle_connection_seconds: Annotated[int, Field(ge=1)] = 75
     drain_seconds: Seconds = 30
     """How long open turns may take to end after SIGTERM before they are cut with a terminal event."""
-    store_seconds: Seconds = 2
+    store_seconds: Seconds = 1.5
     """How long a turn waits for the store before it is answered 503."""
     changes_poll_seconds: Seconds = 0.5
     budget_exhausted_status: Annotated[int, Field()] = 402
@@ -48,8 +56,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
+        if self.redis_url is not None and not self.redis_url.get_secret_value().startswith(("redis://", "rediss://")):
+            raise ValueError("redis_url (PENSTOCK_REDIS_URL) must begin with redis:// or rediss://")
         if self.budget_exhausted_status not in {402, 429}:
             raise ValueError("budget_exhausted_status (PENSTOCK_BUDGET_EXHAUSTED_STATUS) must be 402 or 429")
+        if not self.store_url.startswith(("sqlite+aiosqlite:", "postgresql+asyncpg:")):
+            raise ValueError(
+                "database_url (PENSTOCK_DATABASE_URL) must begin with postgresql:// or sqlite+aiosqlite://"
+            )
         if self.key_pepper is not None and len(self.key_pepper.get_secret_value()) < 32:  # noqa: PLR2004 - said in the message
             raise ValueError("key_pepper (PENSTOCK_KEY_PEPPER) must have at least 32 characters")
         if self.database_url is not None and not self.embedded and (self.key_pepper is None or self.master_key is None):
@@ -68,8 +82,13 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """The database's URL; holds a password, so it is never printed."""
         if self.database_url is not None:
-            return self.database_url.get_secret_value()
+            return re.sub(r"^postgres(ql)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
         return f"sqlite+aiosqlite:///{self.data_dir.absolute()}/penstock.db"
+
+    @property
+    def store_file(self) -> Path:
+        """Where SQLite keeps the store."""
+        return Path(self.store_url.removeprefix("sqlite+aiosqlite:///"))
 
     @classmethod
     def settings_customise_sources(

@@ -5,12 +5,13 @@ Losing the store means the last views stay in force; no turn passes then anyway,
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cost import Book
 from governance import Credentials, Directory, Keys, Register, Rules
-from kernel import Document
+from kernel import Document, InvalidDeclaration
 from router import Catalogue
 
 _log = logging.getLogger("penstock.snapshot")
@@ -68,7 +69,9 @@ class Feed:
         self._poll_seconds = poll_seconds
         self._lock = asyncio.Lock()
         self._version = -1
+        self._hint = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.on_revoked: Callable[[Collection[str]], None] = lambda _: None
 
     async def load(self) -> None:
         """Read everything that is in force."""
@@ -96,17 +99,34 @@ class Feed:
             if not notes:
                 return
             kinds = {note.kind for note in notes}
-            if "documents" in kinds:
-                _, documents = await self._register.load()
-                self._snapshot.view = View.of(documents)
+            key_ids = {note.ref for note in notes if note.kind == "key" and note.ref}
+            await self._keys.refresh(key_ids)
+            if revoked := self._keys.revoked_among(key_ids):
+                self.on_revoked(revoked)
             if "credential" in kinds:
                 await self._credentials.load()
-            await self._keys.refresh({note.ref for note in notes if note.kind == "key" and note.ref})
+            if "documents" in kinds:
+                await self._renew()
             self._version = max(note.version for note in notes)
+
+    async def _renew(self) -> None:
+        """A new view of the documents; where they cannot be read (by an older release, say) the last one stays."""
+        _, documents = await self._register.load()
+        try:
+            self._snapshot.view = await asyncio.to_thread(View.of, documents)
+        except InvalidDeclaration as unreadable:
+            _log.error("what was declared cannot be put in force here: %s", unreadable.message)
+
+    async def hurry(self) -> None:
+        """Somebody else changed something: look now instead of at the next poll. Returns at once, never fails."""
+        self._hint.set()
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(self._poll_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._hint.wait()
+            self._hint.clear()
             try:
                 await self.catch_up()
             except Exception as lost:  # noqa: BLE001 - a background loop outlives its store

@@ -3,10 +3,12 @@
 The only file that enters other folders' rooms.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from types import TracebackType
 from typing import Self
 
@@ -22,22 +24,28 @@ from cost import Ledger, LedgerMetrics, LedgerSettings, Reconciliation, Spend
 from cost.sql import SqlLedgerStore
 from gateway.chat import Chat
 from gateway.control import caller_of, create_control
-from gateway.demo import declare_demo, write_quickstart
+from gateway.demo import DEMO_KEYS, FIRST_START, declare_demo, write_quickstart
 from gateway.edge import Edge, EdgeLimits
 from gateway.history import History
 from gateway.metrics import Metrics
+from gateway.ownership import ServingLock
+from gateway.references import check_references
+from gateway.replicas import Replicas
 from gateway.schema import migrate
 from gateway.secrets import read_secrets
 from gateway.settings import Settings
 from gateway.snapshot import Feed, Snapshot, View
 from governance import KINDS as GOVERNANCE_KINDS
-from governance import AuditReader, AuditTrail, Credentials, Keys, Limits, Policy, Register, Vault
+from governance import AuditReader, AuditTrail, Credentials, Keys, Limits, MemoryCounters, Policy, Register, Vault
 from governance.sql import SqlStore
 from governance.sql_audit import SqlChains, SqlTrail
-from kernel import Document, SystemClock, new_id
+from kernel import ChatRequest, Clock, Component, Document, SystemClock, Target, Usage, new_id
 from kernel.db import make_engine, reading
 from router import KINDS as ROUTER_KINDS
-from router import Upstreams, UpstreamSettings
+from router import Health, HealthMetrics, Router, Upstreams, UpstreamSettings, prompt_tokens
+
+_READY_SECONDS = 1.0
+_LIKELY_OUTPUT_TOKENS = 1000  # of an answer without a limit, the same for every target that is compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +63,25 @@ class Platform:
     ledger: Ledger
     spend: Spend
     reconciliation: Reconciliation
+    router: Router
     upstreams: Upstreams
     edge: Edge
+    replicas: Replicas | None
+    serving: ServingLock | None
     _opened: AsyncExitStack
 
     async def __aenter__(self) -> Self:
         """Read what is declared, start the ledger. Closes what it opened if a later step fails."""
         async with AsyncExitStack() as opening:
             opening.push_async_callback(self.engine.dispose)
+            if self.serving is not None:
+                await self.serving.take()
+                opening.push_async_callback(self.serving.release)
             await self.feed.start()
             opening.push_async_callback(self.feed.close)
+            if self.replicas is not None:
+                opening.push_async_callback(self.replicas.close)
+                await self.replicas.start(self.feed.hurry)
             await self.ledger.start()
             opening.push_async_callback(self.ledger.close)
             opening.push_async_callback(self.upstreams.close)
@@ -83,17 +100,20 @@ def build(settings: Settings) -> Platform:
     clock, registry = SystemClock(), CollectorRegistry()
     secrets = read_secrets(settings)
     process = new_id("proc")
-    engine = make_engine(settings.store_url)
+    engine = make_engine(settings.store_url, timeout_seconds=settings.store_seconds)
     snapshot = Snapshot()
 
     chains = SqlChains()
-    store = SqlStore(engine, AuditTrail(chains, f"admin-{process}", clock=clock), clock=clock)
+    replicas = _replicas(settings, engine, clock=clock, registry=registry)
+    committed = replicas.bulletin.publish if replicas else None
+    store = SqlStore(engine, AuditTrail(chains, f"admin-{process}", clock=clock), clock=clock, committed=committed)
     register = Register(store, {**GOVERNANCE_KINDS, **ROUTER_KINDS, **COST_KINDS}, clock=clock, check=_check)
     keys = Keys(store, secrets.pepper, directory=snapshot.directory, clock=clock)
     credentials = Credentials(store, Vault(secrets.master_key))
     trail = AuditReader(SqlTrail(engine))
     policy = Policy(snapshot.rules, snapshot.directory, clock=clock)
-    limits = Limits(snapshot.directory, keys.allowance_of, clock=clock)
+    counters = replicas.counters if replicas else MemoryCounters(clock)
+    limits = Limits(snapshot.directory, keys.allowance_of, counters=counters, clock=clock)
 
     metrics = LedgerMetrics(registry)
     books = SqlLedgerStore(engine, clock, metrics=metrics)
@@ -107,8 +127,11 @@ def build(settings: Settings) -> Platform:
     )
     metrics.watch(ledger)
     spend = Spend(books, book=snapshot.book, clock=clock)
-    reconciliation = Reconciliation(books, record=register.record, clock=clock, process=process)
-    upstreams = Upstreams(snapshot.catalogue, credentials.get, clock, UpstreamSettings())
+    reconciliation = Reconciliation(books, book=snapshot.book, record=register.record, clock=clock, process=process)
+    health = Health(snapshot.catalogue, dice=SystemRandom(), clock=clock)
+    HealthMetrics(registry, health)
+    router = _router(snapshot, health, clock)
+    upstreams = Upstreams(snapshot.catalogue, credentials.get, health=health, clock=clock, settings=UpstreamSettings())
     feed = Feed(
         snapshot=snapshot,
         register=register,
@@ -116,16 +139,12 @@ def build(settings: Settings) -> Platform:
         credentials=credentials,
         poll_seconds=settings.changes_poll_seconds,
     )
-    control = create_control(
-        [
-            governance.api.routes(
-                register, keys, credentials=credentials, audit=trail, caller_of=caller_of, changed=feed.catch_up
-            ),
-            cost.api.routes(spend, reconciliation, caller_of),
-        ]
+    administration = governance.api.routes(
+        register, keys, credentials=credentials, audit=trail, caller_of=caller_of, changed=feed.catch_up
     )
+    control = create_control([administration, cost.api.routes(spend, reconciliation, caller_of)])
     edge = Edge(
-        chat=Chat(catalogue=snapshot.catalogue, policy=policy, limits=limits, ledger=ledger, upstreams=upstreams),
+        chat=Chat(router=router, policy=policy, limits=limits, ledger=ledger, upstreams=upstreams),
         keys=keys,
         policy=policy,
         catalogue=snapshot.catalogue,
@@ -133,44 +152,91 @@ def build(settings: Settings) -> Platform:
         history=History(ledger, trail),
         metrics=Metrics(registry),
         control=control,
-        ready=_readiness(engine),
+        ready=_readiness(engine, ledger, replicas),
         clock=clock,
-        limits=EdgeLimits(
-            settings.body_bytes_max, settings.body_seconds, settings.store_seconds, settings.budget_exhausted_status
-        ),
+        limits=_edge_limits(settings),
     )
+    feed.on_revoked = edge.end_turns_of
     return Platform(
         settings, engine, snapshot, feed, register, keys, credentials, trail, ledger, spend, reconciliation,
-        upstreams, edge, AsyncExitStack(),
+        router, upstreams, edge, replicas, _serving_lock(settings, engine), AsyncExitStack(),
     )  # fmt: skip
 
 
 def _check(documents: Iterable[Document]) -> None:
     """Refuse a set of documents that do not fit each other, before it is written."""
+    check_references(documents)
     View.of(documents)
 
 
-def _readiness(engine: AsyncEngine) -> Callable[[], Awaitable[dict[str, str]]]:
+def _edge_limits(settings: Settings) -> EdgeLimits:
+    return EdgeLimits(
+        settings.body_bytes_max,
+        settings.body_seconds,
+        settings.store_seconds,
+        settings.budget_exhausted_status,
+        settings.metrics_token.get_secret_value() if settings.metrics_token else None,
+    )
+
+
+def _replicas(settings: Settings, engine: AsyncEngine, *, clock: Clock, registry: CollectorRegistry) -> Replicas | None:
+    """What joins this process to others, where Redis is configured."""
+    if settings.redis_url is None:
+        return None
+    url, lease_seconds = settings.redis_url.get_secret_value(), LedgerSettings().lease_seconds
+    return Replicas(engine, url, clock=clock, registry=registry, lease_seconds=lease_seconds)
+
+
+def _serving_lock(settings: Settings, engine: AsyncEngine) -> ServingLock | None:
+    """What keeps a second process without Redis from the same PostgreSQL; SQLite's folder has a lock of its own."""
+    return None if settings.embedded else ServingLock(engine, shared=settings.redis_url is not None)
+
+
+def _router(snapshot: Snapshot, health: Health, clock: Clock) -> Router:
+    """The router, with prices, which it does not know itself: what a request would probably cost on each target."""
+
+    def cost_of(target: Target, request: ChatRequest) -> int | None:
+        price = snapshot.book().price(target.name, clock.now())
+        output_tokens = request.output_tokens_max or _LIKELY_OUTPUT_TOKENS
+        usage = {Component.INPUT: prompt_tokens(request), Component.OUTPUT: output_tokens * request.choices}
+        return price.cost(Usage(usage)).nano_usd if price else None
+
+    return Router(snapshot.catalogue, health, cost_of=cost_of, dice=SystemRandom())
+
+
+def _readiness(
+    engine: AsyncEngine, ledger: Ledger, replicas: Replicas | None
+) -> Callable[[], Awaitable[dict[str, str]]]:
     async def ready() -> dict[str, str]:
+        redis = {"redis": replicas.state} if replicas else {}
         try:
-            async with reading(engine).connect() as connection:
+            async with asyncio.timeout(_READY_SECONDS), reading(engine).connect() as connection:
                 await connection.execute(text("SELECT 1"))
         except (SQLAlchemyError, OSError, TimeoutError):
-            return {"store": "unreachable"}
-        return {"store": "ok"}
+            return {"store": "unreachable"} | redis
+        return {"store": "ok" if ledger.is_writing else "not writable"} | redis
 
     return ready
 
 
 async def first_start(platform: Platform) -> Path | None:
-    """Migrate, and on an empty embedded store declare the demo. Returns quickstart.json's path, if there is one."""
+    """Migrate, and where nobody has declared anything yet, declare the demo. Returns quickstart.json, if there is one.
+
+    A first start that was killed half way is done again by the next one.
+    """
     settings = platform.settings
     await migrate(platform.engine)
     path = settings.data_dir / "quickstart.json"
-    _, documents = await platform.register.load()
     wanted = settings.embedded if settings.demo is None else settings.demo
-    if documents or not wanted:
-        return path if path.exists() else None
-    made = await declare_demo(platform.register, platform.keys, platform.feed.load)
-    write_quickstart(path, f"http://{settings.host}:{settings.port}/v1", made)
-    return path
+    if wanted and not path.exists() and await _is_untouched(platform):
+        made = await declare_demo(platform.register, platform.keys, platform.feed.load)
+        write_quickstart(path, f"http://{settings.host}:{settings.port}/v1", made)
+    return path if path.exists() else None
+
+
+async def _is_untouched(platform: Platform) -> bool:
+    """Whether nobody but an interrupted first start has left anything here."""
+    _, documents = await platform.register.load()
+    keys = await platform.keys.listing()
+    authors = {document.author for document in documents} | {key.created_by for key in keys}
+    return authors <= {FIRST_START} and len(keys) < DEMO_KEYS

@@ -43,9 +43,15 @@ async def test_the_invoice_line_in_the_guide_is_read(gateway: Gateway, tmp_path:
     [line] = re.findall(r"`(\{\"provider_request_id.*?\})`", (GUIDES / "operators.md").read_text())
     file = tmp_path / "invoice.jsonl"
     file.write_text(line)
-    told = command(gateway, "reconcile", "-f", str(file), "--complete", "--json")
+    [shown] = re.findall(r"^penstock (reconcile .*)$", (GUIDES / "operators.md").read_text(), re.MULTILINE)
+    told = command(gateway, *shown.replace("invoice.jsonl", str(file)).split(), "--json")
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)[0]["unknown"] == 1
+    for option in ("--provider", "--until"):
+        words = shown.replace("invoice.jsonl", str(file)).split()
+        at = words.index(option)
+        refused = command(gateway, *words[:at], *words[at + 2 :])
+        assert (refused.returncode, option in refused.stderr) == (1, True)
 
 
 async def test_the_sandbox_does_what_the_developers_guide_says(gateway: Gateway) -> None:

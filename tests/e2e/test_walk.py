@@ -44,6 +44,9 @@ async def test_the_first_start_leaves_keys_that_only_this_user_can_read(gateway:
 
 
 async def test_the_printed_curl_line_works_as_it_stands(gateway: Gateway) -> None:
+    async with asyncio.timeout(2):
+        while "choices[0]" not in gateway.logs:
+            await asyncio.sleep(0.02)
     printed = gateway.logs[gateway.logs.index("  curl") : gateway.logs.index("  from openai")]
     done = await asyncio.to_thread(subprocess.run, printed, shell=True, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
@@ -81,6 +84,22 @@ async def test_a_revoked_key_is_refused_at_once_and_everywhere_within_two_second
     assert (await chat(gateway, made["key"], HELLO, model="sandbox")).status == 200
     await gateway.ask("DELETE", f"/api/keys/{made['id']}", key=gateway.quickstart.admin_key)
     assert (await chat(gateway, made["key"], HELLO, model="sandbox")).code == "invalid_api_key"
+
+
+async def test_open_streams_of_a_revoked_key_end_with_an_error_event(gateway: Gateway, simulator: Simulator) -> None:
+    await found_company(gateway, simulator)
+    made = await gateway.ask(
+        "POST", "/api/keys", key=gateway.quickstart.admin_key, body={"name": "short", "app": "proof-app"}
+    )
+    stream = asyncio.create_task(chat(gateway, made["key"], scripted(tokens=200, pace_ms=50), stream=True))
+    await asyncio.sleep(0.5)
+    await gateway.ask("DELETE", f"/api/keys/{made['id']}", key=gateway.quickstart.admin_key)
+    async with asyncio.timeout(2):
+        answer = await stream
+    assert '"invalid_api_key"' in answer.events[-1]
+    await settled(gateway)
+    [attempt] = read_attempts(gateway.data_dir).values()
+    assert attempt.estimated
 
 
 async def test_what_the_command_line_changes_is_in_force_within_two_seconds(gateway: Gateway, tmp_path: Path) -> None:

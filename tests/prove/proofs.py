@@ -45,12 +45,16 @@ Demonstration = Callable[[Bench], Outcome | Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """One row of the table. id is `<module>.<name>`; best_of: how often it may be tried until it is met."""
+    """One row of the table. id is `<issue>.<name>`; best_of: how often it may be tried until it is met.
+
+    seconds_max: its own time limit, where it takes longer than others.
+    """
 
     id: str
     what: str
     must: str
     best_of: int
+    seconds_max: float | None
     run: Demonstration
 
     def asked_for(self, only: tuple[str, ...]) -> bool:
@@ -58,9 +62,11 @@ class Proof:
         return not only or any(self.id == wanted or self.id.startswith(f"{wanted}.") for wanted in only)
 
 
-def proof(name: str, *, what: str, must: str, best_of: int = 1) -> Callable[[Demonstration], Proof]:
+def proof(
+    name: str, *, what: str, must: str, best_of: int = 1, seconds_max: float | None = None
+) -> Callable[[Demonstration], Proof]:
     """Make a proof of the function below: it receives a Bench and returns an Outcome, or raises NotRun."""
-    return lambda run: Proof(name, what, must, best_of, run)
+    return lambda run: Proof(name, what, must, best_of, seconds_max, run)
 
 
 def proofs_of(module: ModuleType) -> list[Proof]:

@@ -21,7 +21,10 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @proof(
-    "walk.clone", what="a fresh clone in an empty folder: make run, then the printed snippets; make test", must="work"
+    "walk.clone",
+    what="a fresh clone in an empty folder: make run, then the printed snippets; make test",
+    must="work; minutes noted",
+    seconds_max=1200,
 )
 async def clone(bench: Bench) -> Outcome:
     """Everything as a stranger has it: the commit, Python, make, and nothing that was installed before."""

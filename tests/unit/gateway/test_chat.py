@@ -16,7 +16,15 @@ from gateway.trace import Trace
 from gateway.wiring import Platform, build, first_start
 from governance import ModelNotAllowed, NewKey
 from kernel import Caller, ChatReply, ChatRequest, Chunk, Component, PlatformError, SystemClock, Target, Usage
-from router import ModelNotFound, UpstreamBroken, UpstreamCall, UpstreamFailed, UpstreamRefused, UpstreamUnreachable
+from router import (
+    ModelNotFound,
+    TargetsResting,
+    UpstreamBroken,
+    UpstreamCall,
+    UpstreamFailed,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
 
 USAGE = Usage({Component.INPUT: 5, Component.OUTPUT: 7})
 ROLE = Chunk(b'{"role":1}', content=False)
@@ -83,7 +91,7 @@ async def caller_of(platform: Platform, app: str = "a") -> Caller:
 
 def chat_with(platform: Platform, upstreams: Scripted) -> Chat:
     own = platform.edge.chat
-    return Chat(catalogue=own.catalogue, policy=own.policy, limits=own.limits, ledger=own.ledger, upstreams=upstreams)
+    return Chat(router=own.router, policy=own.policy, limits=own.limits, ledger=own.ledger, upstreams=upstreams)
 
 
 def asking(model: str, **members: object) -> ChatRequest:
@@ -214,3 +222,21 @@ async def test_without_money_nothing_is_asked(platform: Platform, *, stream: boo
     with pytest.raises(BudgetExhausted):
         await asked
     assert upstreams.asked == []
+
+
+async def test_what_drains_is_503_for_those_who_may_use_it_and_404_for_those_who_may_not_know_of_it(
+    platform: Platform,
+) -> None:
+    drained = (
+        "models: [{name: two, provider: s, draining: true}, {name: secret, provider: s, hidden: true, draining: true}]"
+    )
+    await platform.register.apply(platform.register.parse(drained), by="test")
+    await platform.feed.catch_up()
+    upstreams = Scripted(one=[WORD, TAIL])
+    with pytest.raises(TargetsResting, match="draining"):
+        await run(platform, upstreams, "two", stream=False)
+    with pytest.raises(ModelNotFound):
+        await run(platform, upstreams, "secret", stream=False)
+    trace, _ = await run(platform, upstreams, "both", stream=False)
+    assert upstreams.asked == ["one"]
+    assert trace.facts["why"] == ["both: as declared, in order", "what is draining comes last and is passed over"]

@@ -31,7 +31,11 @@ def body(**members: object) -> bytes:
         (body(n=0), "n"),
         (body(max_tokens=0), "max_tokens"),
         (body(stream="yes"), "stream"),
-        (body(penstock={"colour": "red"}), "penstock.colour"),
+        (body(penstock={"colour": "red"}), "penstock"),
+        (body(service_tier="priority"), "service_tier"),
+        (body(prediction={"type": "content", "content": "x"}), "prediction"),
+        (body(web_search_options={}), "web_search_options"),
+        (body(chat_template="{{ 7 * 7 }}"), "chat_template"),
         (body(penstock={"data_class": "secret"}), "data_class"),
         (body(penstock={"data_class": "PUBLIC"}), "data_class"),
         (body(penstock={"max_latency_ms": "soon"}), "penstock"),
@@ -68,21 +72,66 @@ def test_hints_come_from_header_then_body_then_metadata() -> None:
     assert "penstock" not in request.fields
 
 
-@given(st.lists(st.text(), min_size=1, max_size=5))
-def test_the_prompt_bound_is_never_below_its_bytes(texts: list[str]) -> None:
-    messages = [{"role": "user", "content": text} for text in texts]
-    try:
-        raw = msgspec.json.encode({"model": "m", "messages": messages})
-    except UnicodeEncodeError:
-        return  # a lone surrogate cannot be sent at all
-    bound = read_chat(raw, {}).input_tokens_max
+words = st.text(st.characters(exclude_categories=["Cs"]))
+parts = st.fixed_dictionaries({"type": st.sampled_from(["text", "refusal"]), "text": words, "refusal": words})
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": words, "content": words | st.lists(parts, max_size=3)},
+        optional={"name": words, "tool_calls": st.lists(st.dictionaries(words, words), max_size=2)},
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def strings_in(value: object) -> list[str]:
+    """Every string that is told, but for the parts' own types."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for name, item in value.items() if name != "type" for text in strings_in(item)]
+    return [text for item in value for text in strings_in(item)] if isinstance(value, list) else []
+
+
+@given(messages)
+def test_the_prompt_bound_is_never_below_the_bytes_of_anything_a_template_could_show(told: list[dict]) -> None:
+    bound = read_chat(body(messages=told), {}).input_tokens_max
     assert bound is not None
-    assert bound >= sum(len(text.encode()) for text in texts)
+    assert bound >= sum(len(text.encode()) for text in strings_in(told))
 
 
-def test_content_that_is_not_text_has_no_bound_of_its_own() -> None:
-    parts = [{"type": "text", "text": "what is this"}, {"type": "image_url", "image_url": {"url": "https://x/y.png"}}]
-    assert read_chat(body(messages=[{"role": "user", "content": parts}]), {}).input_tokens_max is None
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "https://x/y.png"}},
+        {"image_url": {"url": "https://x/y.png"}},
+        {"type": "text", "text": "", "image_url": {"url": "https://x/y.png"}},
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        {"text": "no type"},
+    ],
+)
+def test_what_is_not_certainly_text_has_no_bound_of_its_own(part: dict[str, object]) -> None:
+    content = [{"type": "text", "text": "what is this"}, part]
+    assert read_chat(body(messages=[{"role": "user", "content": content}]), {}).input_tokens_max is None
+
+
+def test_a_long_role_counts_like_any_other_text() -> None:
+    bound = read_chat(body(messages=[{"role": "x" * 5000, "content": ""}]), {}).input_tokens_max
+    assert bound is not None
+    assert bound >= 5000
+
+
+@pytest.mark.parametrize("header", ["public", "restricted", "public, restricted"])
+def test_the_highest_data_class_counts_wherever_it_is_said(header: str) -> None:
+    raw = body(penstock={"data_class": "restricted"}, metadata={"data_class": "internal"})
+    assert read_chat(raw, {"x-data-class": header}).hints.data_class is DataClass.RESTRICTED
+    assert read_chat(body(), {"x-data-class": "public, internal"}).hints.data_class is DataClass.INTERNAL
+
+
+def test_providers_are_not_asked_to_keep_content_or_to_serve_another_tier() -> None:
+    fields = read_chat(body(store=True, service_tier="auto"), {}).fields
+    assert "store" not in fields
+    assert bytes(fields["service_tier"]) == b'"default"'
 
 
 def test_tools_and_schemas_count_towards_the_prompt() -> None:
