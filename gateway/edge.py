@@ -116,6 +116,7 @@ class Edge:
         self._unknown_keys = RefusalMeter(clock)
         self.stopping: Callable[[], bool] = lambda: False
         self._open: set[Exchange] = set()
+        self._settling: dict[str, Turn] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange: identify, find the row, answer; every error becomes OpenAI's error object."""
@@ -207,7 +208,10 @@ class Edge:
     async def request(self, x: Exchange) -> None:
         """What happened to one request of this caller's app."""
         assert x.caller is not None
-        await self._reply(x, await self.history.explain(x.caller, x.path.rpartition("/")[2]))
+        turn_id = x.path.rpartition("/")[2]
+        if turn_id in self._settling:  # answered here a moment ago; its books are a commit behind
+            await self._settled(self._settling[turn_id])
+        await self._reply(x, await self.history.explain(x.caller, turn_id))
 
     async def chat_completions(self, x: Exchange) -> None:
         """A chat turn, whole or streamed; it ends settled, whoever ends it."""
@@ -309,11 +313,16 @@ class Edge:
         self.metrics.turn(trace, status, self.clock.monotonic() - trace.started, self.catalogue())
         _log_turn(x, status, failure)
         if trace.turn is not None:
-            try:
-                async with asyncio.timeout(self.limits.settle_seconds):
-                    await trace.turn.settled()
-            except TimeoutError:
-                _log.warning("turn %s is not settled yet; the ledger goes on trying", trace.turn_id)
+            self._settling[trace.turn_id] = trace.turn
+            await self._settled(trace.turn)
+            del self._settling[trace.turn_id]
+
+    async def _settled(self, turn: Turn) -> None:
+        try:
+            async with asyncio.timeout(self.limits.settle_seconds):
+                await turn.settled()
+        except TimeoutError:
+            _log.warning("turn %s is not settled yet; the ledger goes on trying", turn.id)
 
     async def _record_refusal(self, x: Exchange, refusal: PlatformError) -> PlatformError:
         """Put a refusal in the trail. Where the trail cannot be written, that is the refusal, but for unknown keys.
