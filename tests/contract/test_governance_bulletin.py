@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from gateway.doctor import diagnose
 from gateway.schema import migrate
 from gateway.settings import Settings
 from gateway.wiring import build
@@ -101,3 +102,14 @@ async def test_away_redis_is_reported_and_stops_nobody(tmp_path):
     async with platform:
         assert await platform.edge.ready() == {"store": "ok", "redis": "away"}
         assert b"penstock_limits_shared 0.0" in platform.edge.metrics.page()[1]
+
+
+async def test_doctor_asks_redis_and_names_the_cure(redis_url, tmp_path):
+    platform = build(Settings(data_dir=tmp_path))
+    await migrate(platform.engine)
+    await platform.engine.dispose()
+    for url, state, cure in ((redis_url, "ok", ""), ("redis://127.0.0.1:9/0", "wrong", "PENSTOCK_REDIS_URL")):
+        findings = await diagnose(Settings(data_dir=tmp_path, redis_url=url))
+        (finding,) = [each for each in findings if each.what == "redis"]
+        assert finding.state == state
+        assert cure in finding.cure
