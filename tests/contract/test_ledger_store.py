@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cost import BudgetExhausted, BudgetHeld, InvoiceLine, Spend
 from cost.book import budget_of
+from cost.sql import SqlLedgerStore
 from kernel import PlatformError, StoreUnavailable
 from kernel.db import Base, make_engine
 from tests.conftest import StillClock
@@ -323,6 +324,22 @@ async def test_corrections_reach_the_budgets_declared_since_the_call_had_ended(e
         window = {"since": AT, "until": AT.replace(year=2100)}
         await firm.reconciliation().run([line], **window, provider="sim", complete=False, by="ada")
         assert await firm.balance("late") == await firm.balance("dept") == (42_000, 0)
+
+
+@pytest.mark.postgres
+async def test_whoever_opens_a_period_waits_for_those_who_may_hold_already_before_they_lock_a_budget(
+    two_processes,
+) -> None:
+    here, there = (SqlLedgerStore(engine) for engine in two_processes)
+    late = budget_of(TEN)
+    async with here.transaction() as books:
+        period = late.at(await books.now())
+        opening = asyncio.create_task(there.open_periods({period: late}))
+        done, _ = await asyncio.wait({opening}, timeout=0.3)
+        assert not done
+        assert await books.lock({period: None}) == {}
+    await opening
+    assert await there.balances({period: late}) == {period: (0, 0)}
 
 
 @pytest.mark.postgres

@@ -70,7 +70,8 @@ async def test_what_was_written_can_be_neither_changed_nor_removed(bare: AsyncEn
 _AT = "'2026-11-20 12:00:00'"
 _ROWS = {
     "changes": f"INSERT INTO changes (version, kind, at) VALUES (1, 'documents', {_AT})",
-    "documents": f"INSERT INTO documents (kind, name, version, author, at) VALUES ('app', 'a', 1, 'me', {_AT})",
+    "documents": "INSERT INTO documents (kind, name, version, since, author, at) "
+    f"VALUES ('app', 'a', 1, 1, 'me', {_AT})",
     "audit": "INSERT INTO audit (writer, sequence, at, event, body, previous, digest) "
     f"VALUES ('w', 1, {_AT}, 'e', '{{}}', '', '')",
     "entries": "INSERT INTO entries (turn_id, attempt, step, kind, at, held_at, amount_nano_usd, estimated, target, "

@@ -60,7 +60,14 @@ async def test_the_whole_is_one_row_and_nothing_is_no_row(firm: Firm) -> None:
     assert nobody == []
 
 
-@pytest.mark.parametrize("wrong", [{"by": ["colour"]}, {"by": [], "since": datetime(2027, 1, 1, tzinfo=UTC)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"by": ["colour"]},
+        {"by": [], "since": datetime(2027, 1, 1, tzinfo=UTC)},
+        {"by": [], "until": datetime(2026, 12, 1)},  # noqa: DTZ001 - without an offset, on purpose
+    ],
+)
 async def test_a_question_that_makes_no_sense_is_refused(firm: Firm, wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidReport):
         await _spend(firm).report(**{**MONTH, **wrong})
