@@ -42,7 +42,7 @@ from cost.metrics import LedgerMetrics
 from cost.store import Balance, PeriodsMissing, Question, SpendRow
 from cost.tables import BudgetPeriodRow, EntryRow, OpenHoldRow, ProcessRow
 from kernel import AuditRecord, AuditSink, ChainHead, Clock, Component, StoreUnavailable, SystemClock
-from kernel.db import Base, reading
+from kernel.db import Base, as_arrays, insert_from_arrays, reading
 
 _TEXT_MAX = 300
 _JSON_FIELDS = ("periods", "tokens", "cost", "rates")
@@ -140,10 +140,16 @@ class SqlBooks:
         """Add the entries, open the holds among them, and add the changes to the periods' balances."""
         await _shift(self._connection, changes)
         if entries:
-            await self._connection.execute(insert(EntryRow), [_row(entry) for entry in entries])
+            await self._add(EntryRow, [_row(entry) for entry in entries])
         if held := [_open_hold(entry) for entry in entries if entry.kind == "hold"]:
-            await self._connection.execute(insert(OpenHoldRow), held)
+            await self._add(OpenHoldRow, held)
         self._written = entries
+
+    async def _add(self, table: type[Base], rows: list[dict[str, Any]]) -> None:
+        if self._connection.dialect.name == "postgresql":
+            await self._connection.execute(insert_from_arrays(table), as_arrays(table, rows))
+        else:
+            await self._connection.execute(insert(table), rows)
 
     async def record(self, audit: AuditSink, records: Sequence[AuditRecord]) -> ChainHead:
         """Append to the trail within this transaction."""

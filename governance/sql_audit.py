@@ -11,7 +11,7 @@ from governance.sql import reachable
 from governance.store import Link
 from governance.tables import AuditRow
 from kernel import ChainHead
-from kernel.db import reading
+from kernel.db import as_arrays, insert_from_arrays, reading
 
 _FIELDS = tuple(field.name for field in fields(Link))
 _LINK = tuple(AuditRow.__table__.columns[name] for name in _FIELDS)
@@ -33,7 +33,11 @@ class SqlChains:
 
     async def insert(self, connection: AsyncConnection, links: Sequence[Link]) -> None:
         """Add the links in one round trip."""
-        await connection.execute(insert(AuditRow), [{name: getattr(link, name) for name in _FIELDS} for link in links])
+        rows = [{name: getattr(link, name) for name in _FIELDS} for link in links]
+        if connection.dialect.name == "postgresql":
+            await connection.execute(insert_from_arrays(AuditRow), as_arrays(AuditRow, rows))
+        else:
+            await connection.execute(insert(AuditRow), rows)
 
 
 class SqlTrail:
