@@ -1,13 +1,23 @@
-"""Checkers: pure readings of the books and the invoice, from the store's own tables and the provider's own file."""
+"""Checkers: pure readings of the books and the invoice, from the store's own tables and the provider's own file.
 
+A store is the data folder of an embedded gateway, or the URL of a PostgreSQL.
+"""
+
+import asyncio
 import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import asyncpg
+
 from tests.sim.invoice import Line
+
+Store = Path | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +48,10 @@ class Difference:
         return not (self.without_attempt or self.inexact or self.understated)
 
 
-def read_attempts(data_dir: Path) -> dict[str, Attempt]:
+def read_attempts(store: Store) -> dict[str, Attempt]:
     """Every attempt by its reference `turn/attempt`."""
     rows = _query(
-        data_dir, "SELECT turn_id, attempt, step, kind, amount_nano_usd, estimated, tokens FROM entries ORDER BY step"
+        store, "SELECT turn_id, attempt, step, kind, amount_nano_usd, estimated, tokens FROM entries ORDER BY step"
     )
     found: dict[str, list[tuple]] = defaultdict(list)
     for turn_id, attempt, *rest in rows:
@@ -108,31 +118,55 @@ def write_invoice(invoice: Iterable[Line], path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def open_holds(data_dir: Path) -> int:
+def reconcile_command(python: str, path: Path, provider: str = "sim") -> list[str]:
+    """What imports the file as the provider's complete invoice until this second, which must have begun quietly."""
+    until = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    command = [python, "-m", "gateway", "reconcile", "--file", str(path), "--provider", provider]
+    return [*command, "--complete", "--until", until, "--json"]
+
+
+def open_holds(store: Store) -> int:
     """Holds without a closing."""
-    return int(_query(data_dir, "SELECT count(*) FROM open_holds")[0][0])
+    return int(_query(store, "SELECT count(*) FROM open_holds")[0][0])
 
 
-def audited(data_dir: Path) -> dict[str, set[str]]:
+def open_references(store: Store) -> set[str]:
+    """The attempts whose hold is open."""
+    return {f"{turn_id}/{attempt}" for turn_id, attempt in _query(store, "SELECT turn_id, attempt FROM open_holds")}
+
+
+def audited(store: Store) -> dict[str, set[str]]:
     """The events in the trail of each turn."""
     events: dict[str, set[str]] = defaultdict(set)
-    for turn_id, event in _query(data_dir, "SELECT turn_id, event FROM audit WHERE turn_id IS NOT NULL"):
+    for turn_id, event in _query(store, "SELECT turn_id, event FROM audit WHERE turn_id IS NOT NULL"):
         events[turn_id].add(event)
     return events
 
 
-def budget_rows(data_dir: Path) -> dict[str, tuple[int, int]]:
-    """Posted and held by budget, over all its periods."""
+def budget_rows(store: Store) -> dict[str, tuple[int, int]]:
+    """Posted and held by a budget's name, over all its periods; the version in its key is left out."""
     rows = _query(
-        data_dir,
+        store,
         "SELECT budget_id, sum(posted_nano_usd), sum(held_nano_usd) FROM budget_periods GROUP BY budget_id",
     )
-    return {budget: (posted, held) for budget, posted, held in rows}
+    return {budget.partition("@")[0]: (int(posted), int(held)) for budget, posted, held in rows}
 
 
-def _query(data_dir: Path, statement: str) -> list[tuple]:
-    connection = sqlite3.connect(f"file:{data_dir / 'penstock.db'}?mode=ro", uri=True, timeout=10)
+def _query(store: Store, statement: str) -> list[tuple]:
+    if isinstance(store, str):
+        # In a thread with a loop of its own, so that those who read one store and the other ask in the same way.
+        with ThreadPoolExecutor(1) as elsewhere:
+            return elsewhere.submit(asyncio.run, _fetch(store, statement)).result()
+    connection = sqlite3.connect(f"file:{store / 'penstock.db'}?mode=ro", uri=True, timeout=10)
     try:
         return connection.execute(statement).fetchall()
     finally:
         connection.close()
+
+
+async def _fetch(url: str, statement: str) -> list[tuple]:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=10)
+    try:
+        return [tuple(row) for row in await connection.fetch(statement)]
+    finally:
+        await connection.close()

@@ -1,6 +1,7 @@
 """A company for proofs: one department, one app and the simulator as its provider, declared through the API."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,10 @@ policies:
 """
 
 
-async def found_company(gateway: Gateway, simulator: Simulator, more: str = "") -> str:
-    """Declare the company, and what is added, and return a key of its app."""
+async def found_company(gateway: Gateway, simulator: Simulator, more: str = "", *, base_url: str | None = None) -> str:
+    """Declare the company, and what is added, and return a key of its app. base_url: a way round to the simulator."""
     await gateway.put_credential("sim", simulator.key)
-    await gateway.apply(COMPANY.format(base_url=simulator.base_url) + more)
+    await gateway.apply(COMPANY.format(base_url=base_url or simulator.base_url) + more)
     return await gateway.create_key(name="proof-key", app="proof-app")
 
 
@@ -62,10 +63,17 @@ class Answer:
         return not self.events or self.events[-1] == "[DONE]" or '"error"' in self.events[-1]
 
 
-async def chat(gateway: Gateway, key: str, messages: list[dict[str, str]], **members: object) -> Answer:
+async def chat(
+    gateway: Gateway,
+    key: str,
+    messages: list[dict[str, str]],
+    *,
+    headers: Mapping[str, str] | None = None,
+    **members: object,
+) -> Answer:
     """One chat request, read to its end."""
     body = {"model": "sim-small", "messages": messages, **members}
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {**(headers or {}), "Authorization": f"Bearer {key}"}
     async with gateway.session.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers) as answer:
         raw = await answer.read()
         told = {name.lower(): value for name, value in answer.headers.items()}

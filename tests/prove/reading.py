@@ -12,7 +12,9 @@ def check_reading(root: Path) -> tuple[int, int, int]:
     A place is `file:name`; the name must still be defined or used in that file.
     """
     answers = tomllib.loads(RECORD.read_text())["answer"] if RECORD.exists() else []
-    found = sum(_stands(root, answer["place"]) for answer in answers)
+    found = sum(
+        _stands(root, answer["place"]) and answer["place"].split(":")[0] in answer["opened"] for answer in answers
+    )
     return len(answers), found, max((len(answer["opened"]) for answer in answers), default=0)
 
 

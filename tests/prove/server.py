@@ -39,10 +39,22 @@ class Refused(Exception):
 
 
 class Process:
-    """A process of its own with its log in a file. `environment` is added to ours, without our PENSTOCK_*."""
+    """A process of its own with its log in a file. `environment` is added to ours, without our PENSTOCK_*.
 
-    def __init__(self, arguments: list[str], log: Path, *, root: Path, environment: Mapping[str, str]) -> None:
+    user: the number of the user it runs as, where it must not run as us.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        *,
+        root: Path,
+        environment: Mapping[str, str],
+        user: int | None = None,
+    ) -> None:
         self._arguments = arguments
+        self._as: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         self._log = log
         self._root = root
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
@@ -75,7 +87,13 @@ class Process:
         assert not self.alive, "already started"
         with self._log.open("ab") as log:
             self._running = await asyncio.create_subprocess_exec(
-                *self._arguments, stdout=log, stderr=log, cwd=self._root, env=self._environment, start_new_session=True
+                *self._arguments,
+                stdout=log,
+                stderr=log,
+                cwd=self._root,
+                env=self._environment,
+                start_new_session=True,
+                **self._as,
             )
 
     async def stop(self, number: signal.Signals, *, seconds: float = STOP_SECONDS) -> int:
@@ -190,8 +208,19 @@ class Quickstart:
     approver_key: str
 
 
+@dataclass(frozen=True, slots=True)
+class IssuedKey:
+    """A key as it is shown once, and its id."""
+
+    id: str
+    key: str
+
+
 class Gateway(_Server):
-    """`penstock serve` with its data in a folder; entering it waits for readiness and reads quickstart.json."""
+    """`penstock serve` with its data in a folder; entering it waits for readiness and reads quickstart.json.
+
+    Of several processes on one store only the first to start writes that file; the others are handed its keys.
+    """
 
     quickstart: Quickstart
 
@@ -212,9 +241,11 @@ class Gateway(_Server):
         super().__init__(Process(arguments, workdir / "gateway.log", root=root, environment=settings))
 
     async def start(self) -> None:
-        """Start, wait for /readyz, and read the keys that the first start made."""
+        """Start, wait for /readyz, and read the keys that the first start made, if this was it."""
         await super().start()
-        self.quickstart = Quickstart(**json.loads((self.data_dir / "quickstart.json").read_text()))
+        kept = self.data_dir / "quickstart.json"
+        if kept.exists():
+            self.quickstart = Quickstart(**json.loads(kept.read_text()))
 
     async def apply(self, declared: str) -> dict[str, Any]:
         """Apply declarative YAML as the administrator."""
@@ -226,8 +257,12 @@ class Gateway(_Server):
 
     async def create_key(self, **wanted: object) -> str:
         """A new key, for example `create_key(app="web")`."""
+        return (await self.issue_key(**wanted)).key
+
+    async def issue_key(self, **wanted: object) -> IssuedKey:
+        """A new key with the id by which budgets and revocations know it."""
         made = await self.ask("POST", "/api/keys", key=self.quickstart.admin_key, body=wanted)
-        return str(made["key"])
+        return IssuedKey(str(made["id"]), str(made["key"]))
 
     async def _serves(self) -> bool:
         try:
