@@ -318,6 +318,8 @@ class Edge:
             del self._settling[trace.turn_id]
 
     async def _settled(self, turn: Turn) -> None:
+        if not self.ledger.is_writing:
+            return  # the next request on this connection must not wait for the store twice
         try:
             async with asyncio.timeout(self.limits.settle_seconds):
                 await turn.settled()

@@ -173,7 +173,7 @@ def _edge_limits(settings: Settings) -> EdgeLimits:
     return EdgeLimits(
         settings.body_bytes_max,
         settings.body_seconds,
-        settings.store_seconds,
+        settings.store_seconds / 4,  # a request may wait for its predecessor's books and then for its own
         settings.budget_exhausted_status,
         settings.metrics_token.get_secret_value() if settings.metrics_token else None,
     )
