@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from gateway.demo import read_quickstart, snippet
 from gateway.logs import json_logs
@@ -23,16 +24,8 @@ def serve(settings: Settings) -> None:
         if settings.embedded:
             held.enter_context(sole_owner(settings.data_dir))
         held.enter_context(json_logs())
-        with asyncio.Runner(loop_factory=_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    if sys.platform == "win32":
-        return asyncio.new_event_loop()
-    import uvloop  # noqa: PLC0415 - absent on Windows
-
-    return uvloop.new_event_loop()
 
 
 async def _serve(settings: Settings) -> None:

@@ -148,13 +148,6 @@ class Policy:
         rulings = tuple(_ruling(rules, caller, target, now=now) for target in plan if self.visible(caller, target))
         return Verdict(rulings, observed=self._observed(caller, now))
 
-    def may(self, caller: Caller, requested: str, plan: Plan) -> Verdict:
-        """The verdict on a plan of which at least one target is open. Raises like `allowed`, before anything costs.
-
-        requested: the model as the caller wrote it, for the message.
-        """
-        return self.allowed(caller, Plan(requested, plan.targets))[1]
-
     def allowed(self, caller: Caller, plan: Plan) -> tuple[Plan, Verdict]:
         """The plan without the targets that policy denies or hides, in the same order.
 

@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -32,6 +33,14 @@ _SETTINGS = (
 )
 
 
+def _let_through(folder: Path) -> None:
+    """Let other users pass through to the binaries, as the package that brings them does at its own first start."""
+    for place in (folder, *folder.parents):
+        mode = place.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            place.chmod(mode | stat.S_IXOTH)
+
+
 class PostgresServer:
     """One cluster with its log in a folder; entering starts it, leaving stops it and removes its data.
 
@@ -42,6 +51,8 @@ class PostgresServer:
         self.port = free_port()
         self.url = f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/postgres"
         self._user = unprivileged()
+        if self._user is not None:
+            _let_through(binaries())
         # Not in the work folder: nobody but us may enter that, and PostgreSQL does not run as root.
         self._home = Path(tempfile.mkdtemp(prefix="postgres-", dir=on))
         self.data = self._home / "data"

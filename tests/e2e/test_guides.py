@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.prove.company import chat
@@ -16,26 +14,15 @@ def blocks(guide: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (GUIDES / guide).read_text(), re.DOTALL)
 
 
-def command(gateway: Gateway, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=gateway.environment,
-        check=False,
-    )
-
-
 async def test_the_operators_file_can_be_planned_applied_and_exported(gateway: Gateway, tmp_path: Path) -> None:
     file = tmp_path / "company.yaml"
     [declared] = blocks("operators.md", "yaml")
     file.write_text(declared)
-    planned = json.loads(command(gateway, "plan", "-f", str(file), "--json").stdout)
+    planned = json.loads(gateway.command("plan", "-f", str(file), "--json").stdout)
     assert {change["action"] for change in planned} == {"create"}
-    assert command(gateway, "apply", "-f", str(file)).returncode == 0
-    assert "nothing to change" in command(gateway, "plan", "-f", str(file)).stdout
-    made = command(gateway, "keys", "create", "crm-production", "--app", "crm")
+    assert gateway.command("apply", "-f", str(file)).returncode == 0
+    assert "nothing to change" in gateway.command("plan", "-f", str(file)).stdout
+    made = gateway.command("keys", "create", "crm-production", "--app", "crm")
     assert made.returncode == 0, made.stderr
 
 
@@ -44,13 +31,13 @@ async def test_the_invoice_line_in_the_guide_is_read(gateway: Gateway, tmp_path:
     file = tmp_path / "invoice.jsonl"
     file.write_text(line)
     [shown] = re.findall(r"^penstock (reconcile .*)$", (GUIDES / "operators.md").read_text(), re.MULTILINE)
-    told = command(gateway, *shown.replace("invoice.jsonl", str(file)).split(), "--json")
+    told = gateway.command(*shown.replace("invoice.jsonl", str(file)).split(), "--json")
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)[0]["unknown"] == 1
     for option in ("--provider", "--until"):
         words = shown.replace("invoice.jsonl", str(file)).split()
         at = words.index(option)
-        refused = command(gateway, *words[:at], *words[at + 2 :])
+        refused = gateway.command(*words[:at], *words[at + 2 :])
         assert (refused.returncode, option in refused.stderr) == (1, True)
 
 

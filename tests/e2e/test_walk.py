@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import aiohttp
@@ -14,20 +13,9 @@ import pytest
 
 from tests.prove.books import open_holds, read_attempts
 from tests.prove.company import chat, chat_and_leave, found_company, scripted
-from tests.prove.server import ROOT, Gateway, Refused, Simulator, StartFailed
+from tests.prove.server import Gateway, Refused, Simulator, StartFailed
 
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-def command(gateway: Gateway, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=gateway.environment,
-        check=False,
-    )
 
 
 async def settled(gateway: Gateway) -> None:
@@ -103,21 +91,21 @@ async def test_open_streams_of_a_revoked_key_end_with_an_error_event(gateway: Ga
 
 
 async def test_what_the_command_line_changes_is_in_force_within_two_seconds(gateway: Gateway, tmp_path: Path) -> None:
-    made = json.loads(command(gateway, "keys", "create", "by-hand", "--app", "demo-app", "--json").stdout)[0]
+    made = json.loads(gateway.command("keys", "create", "by-hand", "--app", "demo-app", "--json").stdout)[0]
     async with asyncio.timeout(2):
         while (await chat(gateway, made["key"], HELLO, model="sandbox")).status != 200:
             await asyncio.sleep(0.05)
-    assert command(gateway, "keys", "revoke", made["id"]).returncode == 0
+    assert gateway.command("keys", "revoke", made["id"]).returncode == 0
     async with asyncio.timeout(2):
         while (await chat(gateway, made["key"], HELLO, model="sandbox")).status != 401:
             await asyncio.sleep(0.05)
 
 
 async def test_an_export_applied_again_changes_nothing(gateway: Gateway, tmp_path: Path) -> None:
-    exported = command(gateway, "export")
+    exported = gateway.command("export")
     file = tmp_path / "all.yaml"
     file.write_text(exported.stdout)
-    planned = command(gateway, "plan", "-f", str(file))
+    planned = gateway.command("plan", "-f", str(file))
     assert planned.returncode == 0, planned.stderr
     assert "nothing to change" in planned.stdout
 
@@ -125,13 +113,13 @@ async def test_an_export_applied_again_changes_nothing(gateway: Gateway, tmp_pat
 async def test_every_command_shows_and_fails_as_it_should(gateway: Gateway, tmp_path: Path) -> None:
     await chat(gateway, gateway.quickstart.app_key, HELLO, model="sandbox-priced")
     for arguments in (["budgets"], ["spend", "--by", "app,model"], ["keys", "list"], ["audit", "verify"], ["doctor"]):
-        shown = command(gateway, *arguments, "--json")
+        shown = gateway.command(*arguments, "--json")
         assert shown.returncode == 0, shown.stderr + shown.stdout
         assert json.loads(shown.stdout)
-        assert command(gateway, *arguments).returncode == 0
+        assert gateway.command(*arguments).returncode == 0
     file = tmp_path / "bad.yaml"
     file.write_text("apps: [{name: a, department: nowhere, use_cases: [x]}]")
-    failed = command(gateway, "apply", "-f", str(file))
+    failed = gateway.command("apply", "-f", str(file))
     assert failed.returncode == 1
     assert "nowhere" in failed.stderr
     assert "Traceback" not in failed.stderr

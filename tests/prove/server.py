@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -263,6 +264,11 @@ class Gateway(_Server):
         """A new key with the id by which budgets and revocations know it."""
         made = await self.ask("POST", "/api/keys", key=self.quickstart.admin_key, body=wanted)
         return IssuedKey(str(made["id"]), str(made["key"]))
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `penstock` on the same data; what it printed and its exit status."""
+        command = [sys.executable, "-m", "gateway", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=self.environment, check=False)
 
     async def _serves(self) -> bool:
         try:

@@ -149,7 +149,7 @@ def test_nothing_is_open_without_a_policy(clock):
 def test_nearest_miss_names_its_policy_the_condition_and_the_cure(clock):
     policy = policy_of(world(rule("far", use_cases=["draft"], data_class="public"), rule("near")), clock)
     with pytest.raises(PolicyDenied) as denied:
-        policy.may(CALLER.raised(DataClass.CONFIDENTIAL), "fast", PLAN)
+        policy.allowed(CALLER.raised(DataClass.CONFIDENTIAL), PLAN)
     message = denied.value.message
     assert "'near' permits up to internal" in message
     assert "confidential" in message
@@ -165,12 +165,12 @@ def test_nearest_miss_names_its_policy_the_condition_and_the_cure(clock):
 
 def test_refused_use_case_hears_which_of_its_own_are_covered(clock):
     with pytest.raises(PolicyDenied, match="of yours it covers: draft"):
-        policy_of(world(rule(use_cases=["draft"])), clock).may(CALLER, "m", PLAN)
+        policy_of(world(rule(use_cases=["draft"])), clock).allowed(CALLER, PLAN)
 
 
 def test_denial_never_names_another_department(clock):
     with pytest.raises(ModelNotAllowed) as denied:
-        policy_of(world(rule("legal-only", departments=["legal"])), clock).may(CALLER, "m", PLAN)
+        policy_of(world(rule("legal-only", departments=["legal"])), clock).allowed(CALLER, PLAN)
     assert "legal" not in denied.value.message
     assert "legal" not in str(denied.value.verdict)
 
