@@ -183,7 +183,8 @@ class Edge:
     async def metrics_page(self, x: Exchange) -> None:
         """Prometheus' text format; for everybody, unless a token is set."""
         token = self.limits.metrics_token
-        if token is not None and not compare_digest(x.headers.get("authorization", ""), f"Bearer {token}"):
+        given = x.headers.get("authorization", "").encode()  # text beyond ASCII cannot be compared as such
+        if token is not None and not compare_digest(given, f"Bearer {token}".encode()):
             raise InvalidKey("unknown")
         kind, page = self.metrics.page()
         await x.start(HTTPStatus.OK, [("content-type", kind)])
@@ -314,8 +315,10 @@ class Edge:
         _log_turn(x, status, failure)
         if trace.turn is not None:
             self._settling[trace.turn_id] = trace.turn
-            await self._settled(trace.turn)
-            del self._settling[trace.turn_id]
+            try:
+                await self._settled(trace.turn)
+            finally:
+                del self._settling[trace.turn_id]
 
     async def _settled(self, turn: Turn) -> None:
         if not self.ledger.is_writing:

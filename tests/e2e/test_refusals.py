@@ -74,7 +74,7 @@ async def test_pruning_everything_by_an_empty_file_is_refused(gateway: Gateway) 
 
 async def test_metrics_can_be_closed(tmp_path: Path) -> None:
     async with Gateway(tmp_path, environment={"PENSTOCK_METRICS_TOKEN": "scrape-me"}) as gateway:
-        for token, status in (("", 401), ("Bearer wrong", 401), ("Bearer scrape-me", 200)):
+        for token, status in (("", 401), ("Bearer wrong", 401), ("Bearer \u00e9", 401), ("Bearer scrape-me", 200)):
             async with gateway.session.get(f"{gateway.url}/metrics", headers={"Authorization": token}) as answer:
                 assert answer.status == status
 
