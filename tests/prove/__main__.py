@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -16,8 +17,9 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """0 when every proof that was run is met, 1 when one is not, 2 when none was found, 130 on Ctrl-C."""
+    """0 when every proof that was run is met, 1 when one is not, 2 when none was found, 130 on Ctrl-C and SIGTERM."""
     given = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends what it started, too
     only = tuple(filter(None, given.only.split(",")))
     proofs = collect(only)
     if not proofs:
