@@ -36,6 +36,9 @@ check: $(DEV_ENV)/.ready ## Lint, types, imports
 prove: $(DEV_ENV)/.ready ## Prove the guarantees: make prove ONLY=walk.budget LONG=1
 	$(DEV)/python -m tests.prove $(if $(ONLY),--only $(ONLY) --merge) $(if $(LONG),--long) --out proof/results.json --table README.md
 
+bench: $(DEV_ENV)/.ready ## Penstock beside its peers: make bench QUICK=1 ONLY=penstock-sqlite,tensorzero,requests
+	$(DEV)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
 lock: $(DEV_ENV)/.ready ## Resolve the lock files anew; nothing younger than a week enters
 	sh requirements/lock.sh
 
@@ -53,4 +56,4 @@ $(DEV_ENV)/.ready: requirements/dev.lock pyproject.toml
 	@$(DEV_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: help run test test-house test-unit test-contract test-e2e check prove lock
+.PHONY: help run test test-house test-unit test-contract test-e2e check prove bench lock

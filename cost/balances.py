@@ -1,8 +1,9 @@
 """The decision itself: locked balances in memory, moved by closings and holds. It knows no store and no time-out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
+
+import msgspec
 
 from cost.budgets import Budget, Period
 from cost.entries import Ask, Closing, Entry, Hold
@@ -50,7 +51,7 @@ class Balances:
         at_hold = closing.amount_nano_usd is None
         amount = held.amount_nano_usd if closing.amount_nano_usd is None else closing.amount_nano_usd
         self._move(periods, posted=amount, held=-held.amount_nano_usd)
-        return replace(
+        return msgspec.structs.replace(
             held,
             step=1,
             kind=closing.kind,

@@ -55,7 +55,7 @@ class Book:
         """All budgets that what these three spend counts against, by id."""
         keys = (("department", department), ("app", app), ("key", key_id))
         found = [budget for scope, of in keys if of is not None for budget in self.scopes.get((scope, of), ())]
-        return tuple(sorted(found, key=lambda budget: budget.id))
+        return tuple(sorted(found, key=lambda budget: budget.id)) if len(found) > 1 else tuple(found)
 
     def every_budget(self) -> tuple[Budget, ...]:
         """All budgets in force, by id."""

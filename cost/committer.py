@@ -1,20 +1,22 @@
 """One task that writes all a process has to write: what waits goes into one transaction, and is answered once durable.
 
-While a transaction commits, the next batch gathers. Losing the database means refusing holds and records; closings
-stay here until they are durable, which is safe to repeat because each takes effect only while its hold is open.
+While a transaction commits, the next batch gathers; a step whose budget is not open yet waits in opening.py. Losing the
+database means refusing holds and records; closings stay here until they are durable, which is safe to repeat because
+each takes effect only while its hold is open.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from cost.balances import Balances
 from cost.budgets import Period
 from cost.entries import AttemptKey, Closing, Entry, Hold, Step
 from cost.errors import Overloaded
+from cost.opening import Opening
 from cost.settings import LedgerSettings
 from cost.store import LedgerStore, PeriodsMissing
 from kernel import AuditRecord, AuditSink, ChainHead, PlatformError, StoreUnavailable
@@ -22,7 +24,6 @@ from kernel import AuditRecord, AuditSink, ChainHead, PlatformError, StoreUnavai
 _FIRST_RETRY_SECONDS = 0.05
 _DOUBLINGS_MAX = 10
 _FAILURES_BEFORE_SINGLES = 3
-_TRIES_TO_OPEN_PERIODS = 3
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class _Outcome:
     """What one transaction decided; it counts once the transaction is durable."""
 
     head: ChainHead | None = None
-    opened: int = 0
+    granted: list[Hold] = field(default_factory=list)
+    closed: list[Hold] = field(default_factory=list)
     refusals: dict[Step, PlatformError] = field(default_factory=dict)
 
 
@@ -50,6 +52,8 @@ class Committer:
         self._failures = 0
         self._committing = False
         self._open = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = Opening(store, settings=settings, resume=self._take_back)
 
     @property
     def open_holds(self) -> int:
@@ -64,7 +68,7 @@ class Committer:
     @property
     def waiting(self) -> int:
         """Steps that are not taken yet."""
-        return len(self._queue)
+        return len(self._queue) + self._opening.waiting
 
     def submit(
         self,
@@ -75,8 +79,11 @@ class Committer:
         refused: Callable[[PlatformError], AuditRecord] | None = None,
     ) -> Step:
         """Queue a step; never suspends. Raises Overloaded where the queue is full, but for steps that must last."""
-        step = Step(asyncio.get_running_loop().create_future(), tuple(closings), hold, record, refused)
-        if not step.must_last and (self._closing or len(self._queue) >= self._settings.queue_max):
+        loop = self._loop
+        if loop is None:  # asking for it costs a system call on some Pythons
+            loop = self._loop = asyncio.get_running_loop()
+        step = Step(loop.create_future(), tuple(closings), hold, record, refused)
+        if not step.must_last and (self._closing or self.waiting >= self._settings.queue_max):
             raise Overloaded("Too many calls wait to be booked; try again in a moment.", retry_after_seconds=1.0)
         self._queue.append(step)
         self._wake.set()
@@ -90,18 +97,24 @@ class Committer:
 
     async def run(self) -> None:
         """Empty the queue until `close` was called and nothing is left."""
+        try:
+            await self._empty()
+        finally:
+            await self._opening.close()
+
+    async def _empty(self) -> None:
         while True:
             await self._something_to_do()
-            batch = self._take()
+            batch = self._opening.set_aside(self._take())
             if batch:
                 await self._attempt(batch)
-            elif self._closing and not self._queue:
+            elif self._closing and not self.waiting:
                 return
             elif self._failures:
                 await self._probe()
 
     def close(self) -> None:
-        """Take no new holds; `run` ends once all closings are durable."""
+        """Take no new holds; `run` ends once all that wait were written or refused, and all closings are durable."""
         self._closing = True
         self._wake.set()
 
@@ -112,7 +125,7 @@ class Committer:
             pause = min(doubled, self._settings.retry_seconds_max)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
-        elif not self._queue and not self._closing:
+        elif not self._queue and (self._opening.waiting or not self._closing):
             await self._wake.wait()
         self._wake.clear()
 
@@ -149,43 +162,56 @@ class Committer:
         began = asyncio.get_running_loop().time()
         try:
             outcome = await self._commit(batch)
+        except PeriodsMissing as missing:
+            # In transactions of their own: rows that are made while others are locked could lock in a circle.
+            self._opening.begin(missing.budgets)
+            self._take_back(batch)
+            return
         except Exception as failure:  # noqa: BLE001 - the loop must live; what failed is told to all who wait
             self._failed(batch, failure, began)
             return
         if outcome.head is not None:
             self._audit.advance(outcome.head)
         self._succeeded()
-        self._open += outcome.opened
+        self._count(outcome)
         for step in batch:
             if not step.done.done():
                 step.done.set_result(outcome.refusals.get(step))
 
+    def _count(self, outcome: _Outcome) -> None:
+        for hold in outcome.granted:
+            hold.is_counted = True
+        closed = [hold for hold in outcome.closed if hold.is_counted]
+        for hold in closed:
+            hold.is_counted = False
+        self._open += len(outcome.granted) - len(closed)
+
+    def _take_back(self, steps: Collection[Step]) -> None:
+        """These go first: they have waited longest."""
+        self._queue.extendleft(reversed(tuple(steps)))
+        self._wake.set()
+
     async def _commit(self, batch: Sequence[Step]) -> _Outcome:
-        for _ in range(_TRIES_TO_OPEN_PERIODS):
-            self._committing = False
-            try:
-                async with asyncio.timeout(self._settings.commit_timeout_seconds):
-                    return await self._transact(batch)
-            except PeriodsMissing as missing:
-                # In a transaction of its own: rows that are made while others are locked could lock in a circle.
-                async with asyncio.timeout(self._settings.commit_timeout_seconds):
-                    await self._store.open_periods(missing.budgets)
-        raise StoreUnavailable("The books cannot open a period; try again in a moment.", retry_after_seconds=1.0)
+        self._committing = False
+        async with asyncio.timeout(self._settings.commit_timeout_seconds):
+            return await self._transact(batch)
 
     async def _transact(self, batch: Sequence[Step]) -> _Outcome:
-        closings = [closing for step in batch for closing in step.closings if closing.hold.entry is not None]
+        ending = [closing.hold for step in batch for closing in step.closings if closing.hold.entry is not None]
         holds = [step.hold for step in batch if step.hold is not None]
-        outcome = _Outcome()
+        outcome, began = _Outcome(), asyncio.get_running_loop().time()
         async with self._store.transaction() as books:
-            balances = Balances(await books.now(), self._process, hold_nano_usd_max=self._settings.hold_nano_usd_max)
-            keys = [closing.hold.entry.key for closing in closings if closing.hold.entry is not None]
-            released = await books.release(keys) if keys else {}
+            keys = [hold.entry.key for hold in ending if hold.entry is not None]
+            doubtful = [hold.entry.key for hold in ending if hold.entry is not None and hold.is_doubtful]
+            at, released = await books.release(keys, doubtful)
+            balances = Balances(at, self._process, hold_nano_usd_max=self._settings.hold_nano_usd_max)
             balances.load(await books.lock(balances.wanted(released.values(), holds)))
             entries, records = _decide(batch, balances, released, outcome)
             await books.write(entries, balances.changes)
             if records:
                 outcome.head = await books.record(self._audit, records)
             self._committing = True
+        self._store.committed(entries, asyncio.get_running_loop().time() - began)
         return outcome
 
     def _failed(self, batch: list[Step], failure: Exception, began: float) -> None:
@@ -194,8 +220,10 @@ class Committer:
         if self._failures == 1:
             _log.error("the books cannot be written: %s", type(failure).__name__)
         for step in batch:
-            if step.hold is not None and not self._committing:
-                step.hold.entry = None  # rolled back for certain; otherwise whoever asked has it voided
+            if step.hold is not None and self._committing:
+                step.hold.is_doubtful = True  # it may become durable yet; whoever asked has it voided
+            elif step.hold is not None:
+                step.hold.entry = None  # rolled back for certain
         if len(batch) == 1:
             batch[0].is_suspect = True
         # Who waited through a slow failure has waited long enough; a quick one leaves the others their own try. Not
@@ -223,7 +251,7 @@ def _decide(
             if held is not None and held.key in released:
                 entries.append(balances.close(closing, released.pop(held.key)))
                 effective = True
-                outcome.opened -= closing.hold.ask is not None
+                outcome.closed.append(closing.hold)
         if step.record is not None and step.hold is None and (effective or not step.closings):
             records.append(step.record)
     for step in batch:
@@ -231,7 +259,7 @@ def _decide(
             record = step.record
             try:
                 entries.append(balances.grant(step.hold))
-                outcome.opened += 1
+                outcome.granted.append(step.hold)
             except PlatformError as refusal:
                 outcome.refusals[step] = refusal
                 record = step.refused(refusal) if step.refused is not None else None

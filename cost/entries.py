@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from cost.budgets import Budget, Period
 from cost.prices import Price
@@ -20,8 +22,7 @@ class AttemptKey(NamedTuple):
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """An append-only line: step 0 holds, step 1 posts or voids, each further step corrects by a difference.
 
     at: when it was written. held_at: when its attempt was held, which decides the periods of all its entries.
@@ -49,8 +50,8 @@ class Entry:
     data_class: str
     process: str
     periods: tuple[Period, ...] = ()
-    tokens: Mapping[Component, int] = field(default_factory=dict)
-    cost: Mapping[Component, int] = field(default_factory=dict)
+    tokens: Mapping[Component, int] = {}
+    cost: Mapping[Component, int] = {}
     rates: Mapping[Component, int] | None = None
     provider_request_id: str | None = None
     reason: str | None = None
@@ -82,8 +83,7 @@ class TurnEntries:
     entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What a hold must cover. output_tokens: ceiling per choice. budgets: those it counts against, by id."""
 
     key: AttemptKey
@@ -101,24 +101,26 @@ class Ask:
 class Hold:
     """Money set aside, or about to be. `entry` is its line once it was granted; `output_tokens` the ceiling it covers.
 
-    A hold that a dead process left behind has no ask.
+    A hold that a dead process left behind has no ask. is_doubtful: its commit was given up, and may have happened or
+    happen yet. is_counted: it is one of its process's open holds.
     """
 
     ask: Ask | None
     entry: Entry | None = None
     output_tokens: int = 0
+    is_doubtful: bool = False
+    is_counted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
+class Closing(msgspec.Struct, frozen=True):
     """How an attempt ends. It takes effect if its hold is open, once."""
 
     hold: Hold
     kind: Literal["post", "void"]
     amount_nano_usd: int | None = None  # None: what was held
     estimated: bool = False
-    tokens: Mapping[Component, int] = field(default_factory=dict)
-    cost: Mapping[Component, int] = field(default_factory=dict)
+    tokens: Mapping[Component, int] = {}
+    cost: Mapping[Component, int] = {}
     provider_request_id: str | None = None
     reason: str | None = None
 
@@ -130,6 +132,7 @@ class Step:
     done: None once durable, or what it was refused for; cancelled by a waiter that gave up.
     record: for the trail; beside closings it is written only if one of them took effect, so a repetition adds nothing.
     refused: the record that is written instead if the hold is refused. is_suspect: it failed on its own.
+    waits: how often it was set aside for a budget to be opened; waits_until: the loop's time when it is refused.
     """
 
     done: asyncio.Future[PlatformError | None]
@@ -138,6 +141,8 @@ class Step:
     record: AuditRecord | None = None
     refused: Callable[[PlatformError], AuditRecord] | None = None
     is_suspect: bool = False
+    waits: int = 0
+    waits_until: float = float("inf")
 
     @property
     def must_last(self) -> bool:

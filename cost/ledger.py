@@ -5,6 +5,7 @@ refusing every turn; open turns are booked as soon as it is back.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -15,7 +16,7 @@ from cost.entries import Closing, Entry, Hold, TurnEntries
 from cost.settings import LedgerSettings
 from cost.store import LedgerStore
 from cost.turns import Attempt, Desk, Turn
-from kernel import AuditRecord, AuditSink, Caller, ChatRequest, Clock, Plan
+from kernel import AuditRecord, AuditSink, Caller, ChatRequest, Clock, Plan, StoreUnavailable
 
 __all__ = ["Attempt", "Ledger", "Turn"]
 
@@ -83,7 +84,9 @@ class Ledger:
                 self._writing.cancel()
                 _log.error("the ledger closed with %d steps that are not durable", self.waiting)
             else:
-                await self._store.end_lease(self._process)
+                with contextlib.suppress(StoreUnavailable):  # it runs out by itself
+                    await self._store.end_lease(self._process)
+        await self._store.close()
 
     def turn(self, caller: Caller, request: ChatRequest, plan: Plan, admission: AuditRecord) -> Turn:
         """One request's place in the books; `admission` is written with its first hold."""

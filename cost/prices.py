@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import msgspec
+
 from kernel import Component, Usage
 
 _PICO_PER_NANO = 1000
@@ -14,12 +16,11 @@ _UNBOUNDED = 10**9
 _FALLBACKS = ((Component.CACHED_INPUT, Component.INPUT), (Component.REASONING, Component.OUTPUT))
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True):
     """An amount and its parts. `estimated` where a component had to be billed at another's price."""
 
     nano_usd: int
-    components: Mapping[Component, int] = field(default_factory=dict)
+    components: Mapping[Component, int] = {}
     estimated: bool = False
 
 
@@ -33,6 +34,14 @@ class Price:
     id: str
     pico_usd_per_token: Mapping[Component, int]
     valid_from: datetime
+    _dearest_input: int = field(init=False, compare=False)
+    _dearest_output: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Find the dearest rates once; every hold asks for them."""
+        for name, is_output in (("_dearest_input", False), ("_dearest_output", True)):
+            rates = [rate for part, rate in self.pico_usd_per_token.items() if part.is_output is is_output]
+            object.__setattr__(self, name, max(rates))
 
     def cost(self, usage: Usage) -> Cost:
         """What `usage` costs: each component rounded up once, in nano-dollars."""
@@ -67,7 +76,7 @@ class Price:
         return -(-tokens * rate // _PICO_PER_NANO) + _slack(is_output=is_output) if tokens and rate else 0
 
     def _dearest(self, *, is_output: bool) -> int:
-        return max(rate for part, rate in self.pico_usd_per_token.items() if part.is_output is is_output)
+        return self._dearest_output if is_output else self._dearest_input
 
 
 def _slack(*, is_output: bool) -> int:

@@ -4,8 +4,10 @@ Reading invoice files is in invoices.py.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 from cost.book import Book
 from cost.entries import AttemptKey, Correction, Entry
@@ -167,7 +169,7 @@ class Reconciliation:
         is_estimate = last.kind == "post" and last.estimated
         if not tokens and not amount and not is_estimate:
             return None
-        return replace(
+        return msgspec.structs.replace(
             hold,
             step=last.step + 1,
             kind="correction",

@@ -19,29 +19,53 @@ class Balance(NamedTuple):
 
 
 class PeriodsMissing(Exception):
-    """Some periods have no row yet; nothing was written. They are opened outside the transaction, in id order."""
+    """Some periods are not open yet; nothing was written. They are opened outside the transaction."""
 
     def __init__(self, budgets: Mapping[Period, Budget]) -> None:
-        super().__init__(f"{len(budgets)} periods have no row yet")
+        super().__init__(f"{len(budgets)} periods are not open yet")
         self.budgets = budgets
+
+
+class Released(NamedTuple):
+    """Open holds that were taken out, with the periods that hold them.
+
+    at: the instant that decides periods: the database's where it is shared, else the clock's.
+    """
+
+    at: datetime
+    periods: dict[AttemptKey, tuple[Period, ...]]
+
+
+def require_open(
+    wanted: Mapping[Period, Budget | None], rows: Mapping[Period, tuple[Balance, bool]]
+) -> dict[Period, Balance]:
+    """The balances of the rows found. Raises PeriodsMissing where a period with a budget has none that is counted.
+
+    A closing needs no more than the row.
+    """
+    missing = {
+        period: budget
+        for period, budget in wanted.items()
+        if budget is not None and not (period in rows and rows[period][1])
+    }
+    if missing:
+        raise PeriodsMissing(missing)
+    return {period: balance for period, (balance, _) in rows.items()}
 
 
 class BooksTransaction(Protocol):
     """One open transaction on the books."""
 
-    async def now(self) -> datetime:
-        """The instant that decides periods: the database's where it is shared, else the clock's."""
-        ...
-
-    async def release(self, keys: Collection[AttemptKey]) -> dict[AttemptKey, tuple[Period, ...]]:
-        """Take these holds out of the open ones; returns those that were open, with the periods that hold them.
+    async def release(self, keys: Collection[AttemptKey], doubtful: Collection[AttemptKey] = ()) -> Released:
+        """Take these holds out of the open ones, and say what time it is. It comes first, whatever there is to release.
 
         Nobody else can close them then. It comes before `lock`, because what it returns is to be locked too.
+        doubtful: those of them whose commit was given up and may be under way still: it is waited for.
         """
         ...
 
     async def lock(self, wanted: Mapping[Period, Budget | None]) -> dict[Period, Balance]:
-        """The rows of these periods, locked in id order. Raises PeriodsMissing where one with a budget has none."""
+        """The rows of these periods, locked in id order. Raises PeriodsMissing where one with a budget is not open."""
         ...
 
     async def write(self, entries: Sequence[Entry], changes: Mapping[Period, Balance]) -> None:
@@ -60,8 +84,16 @@ class LedgerStore(Protocol):
         """A transaction that commits on a clean exit and is rolled back on any other."""
         ...
 
+    def committed(self, entries: Sequence[Entry], seconds: float) -> None:
+        """These entries became durable in one transaction that took so long."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what transactions used."""
+        ...
+
     async def open_periods(self, budgets: Mapping[Period, Budget]) -> None:
-        """Make rows for periods without one, with what their scope has spent and holds open in them. Idempotent."""
+        """Open periods with what their scope has spent and holds open in them. Idempotent; may take long."""
         ...
 
     async def beat(self, process: str) -> None:
@@ -69,11 +101,14 @@ class LedgerStore(Protocol):
         ...
 
     async def end_lease(self, process: str) -> None:
-        """The process has nothing open any more."""
+        """The process has nothing open any more. Raises StoreUnavailable."""
         ...
 
     async def orphans(self, process: str, lease_seconds: float | None, limit: int) -> list[Entry]:
-        """Hold entries that are open though their process has no lease; None: though it is not `process`."""
+        """Hold entries that are open though their process has no lease; None: though it is not `process`.
+
+        Raises StoreUnavailable.
+        """
         ...
 
     async def entries_of(self, turn_ids: Collection[str]) -> list[Entry]:

@@ -66,7 +66,7 @@ class BudgetPeriodRow(Base):
     """What a budget has posted and held in one of its periods; the row to lock before a hold is decided.
 
     budget_id: the budget's key, `name@since`, so that one that is declared anew begins a row of its own.
-    opened_at: what was closed before it is part of `posted` without naming this period.
+    opened_at: what was closed before it is part of `posted` without naming this period. is_counted: it is by now.
     """
 
     __tablename__ = "budget_periods"
@@ -76,6 +76,7 @@ class BudgetPeriodRow(Base):
     posted_nano_usd: Mapped[int] = mapped_column(BigInteger)
     held_nano_usd: Mapped[int] = mapped_column(BigInteger)
     opened_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    is_counted: Mapped[bool] = mapped_column(Boolean)
 
 
 class ProcessRow(Base):

@@ -8,9 +8,11 @@ money and cures is read here and nowhere else.
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+
+import msgspec
 
 from cost.book import Book
 from cost.committer import Committer
@@ -98,6 +100,11 @@ class Turn:
     def failure(self) -> PlatformError:
         """Why no target answered: what the last one said."""
         return self._failure or NoTarget(f"No target of `{self._plan.requested}` could be asked.")
+
+    @property
+    def closing(self) -> "asyncio.Future[PlatformError | None] | None":
+        """Done once everything that this turn wrote is durable; None while there is nothing to wait for."""
+        return None if self._last is None else self._last.done
 
     async def settled(self) -> None:
         """Wait until everything this turn wrote is durable."""
@@ -191,7 +198,7 @@ class Turn:
 
     def _refusal(self, error: PlatformError) -> AuditRecord:
         body = {**self._admission.body, **self.notes, "status": error.status, "code": error.code}
-        return replace(self._admission, event="turn.refused", body=body)
+        return msgspec.structs.replace(self._admission, event="turn.refused", body=body)
 
     def _ending(self, error: BaseException | None) -> AuditRecord:
         outcome, status, code = self._outcome(error)
@@ -205,7 +212,7 @@ class Turn:
             "ended_at": self._desk.clock.now().isoformat(),
             "milliseconds": dict(self.milliseconds),
         }
-        return replace(self._admission, event="turn.ended", body=body | self.notes)
+        return msgspec.structs.replace(self._admission, event="turn.ended", body=body | self.notes)
 
     def _outcome(self, error: BaseException | None) -> tuple[str, int, str | None]:
         if self.target is not None:
@@ -303,7 +310,7 @@ class Attempt:
             reason = "unpriced" if self._hold.ask.price is None else None
             if self._cost.nano_usd > self.held_nano_usd:
                 reason = "over_hold"  # The books follow the invoice even where a bound did not hold.
-            return replace(
+            return msgspec.structs.replace(
                 close,
                 amount_nano_usd=self._cost.nano_usd,
                 estimated=self._cost.estimated,
@@ -314,7 +321,7 @@ class Attempt:
         why = self._why(error)
         if self._usage is not None:
             # It came to this much at least, and may have come to all that was held.
-            return replace(
+            return msgspec.structs.replace(
                 close,
                 amount_nano_usd=max(self.held_nano_usd, self._cost.nano_usd),
                 estimated=True,
@@ -322,9 +329,10 @@ class Attempt:
                 reason=why,
             )
         if not self._is_sent or _is_unbilled(error):
-            return replace(close, kind="void", amount_nano_usd=0, reason=why if self._is_sent else "not_sent")
+            reason = why if self._is_sent else "not_sent"
+            return msgspec.structs.replace(close, kind="void", amount_nano_usd=0, reason=reason)
         # Nobody said what it came to. What was held is the only figure that cannot be below the invoice.
-        return replace(close, estimated=True, reason=why)
+        return msgspec.structs.replace(close, estimated=True, reason=why)
 
     def _why(self, error: BaseException | None) -> str:
         if isinstance(error, PlatformError):

@@ -1,22 +1,25 @@
 """A chat turn from admission to its last closing, read downward. Each line is one step; the noun does the work.
 
-No step hides in middleware or a callback. It awaits three things, the limits, the hold and the upstream; edge.py
-identifies before it and waits for the books after it.
+No step hides in middleware or a callback. It awaits the limits, the hold and the upstream, and for a long text the
+thread that looks through it; edge.py identifies before it and waits for the books after it.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+
+import msgspec
 
 from cost import Attempt, Ledger
 from gateway.trace import Trace
-from governance import Limits, Policy
+from governance import Guard, Limits, Policy
 from kernel import Caller, ChatReply, ChatRequest, Chunk, Plan
 from router import ModelNotFound, Router, UpstreamCall, Upstreams
 
 _BYTES_PER_TOKEN = 4
 _LIKELY_OUTPUT_TOKENS = 256
 _QUIET_CHUNKS_MAX = 64
+_INSPECTED_AT_ONCE_BYTES_MAX = 1024 * 1024  # the guard takes a third of a millisecond for it
 
 
 class Chat:
@@ -27,12 +30,14 @@ class Chat:
         *,
         router: Router,
         policy: Policy,
+        guard: Guard,
         limits: Limits,
         ledger: Ledger,
         upstreams: Upstreams,
     ) -> None:
         self.router = router
         self.policy = policy
+        self.guard = guard
         self.limits = limits
         self.ledger = ledger
         self.upstreams = upstreams
@@ -64,7 +69,7 @@ class Chat:
                     paid, quiet = request.limited(attempt.output_tokens_max), list[Chunk]()
                     async with aclosing(self.upstreams.stream(target, paid, _call(trace, attempt))) as chunks:
                         async for chunk in chunks:
-                            attempt.use(chunk.usage, chunk.provider_request_id, final=chunk.usage_only)
+                            attempt.use(chunk.usage, chunk.provider_request_id, final=chunk.final)
                             quiet.append(chunk)
                             if chunk.content or attempt.is_answered or len(quiet) > _QUIET_CHUNKS_MAX:
                                 attempt.answered()
@@ -78,9 +83,10 @@ class Chat:
 
     async def _admit(self, caller: Caller, request: ChatRequest, trace: Trace) -> tuple[Caller, Plan]:
         trace.caller = caller = caller.raised(request.hints.data_class or caller.data_class)
+        trace.caller = caller = await self._inspected(caller, request, trace)
         plan = self._known(caller, request)  # 404 for what it may not know of
         trace.facts |= {"requested": request.model, "why": list(plan.why)}
-        trace.caller = caller = replace(caller, use_case=self.policy.use_case(caller, request.hints.use_case))
+        trace.caller = caller = caller.acting_for(self.policy.use_case(caller, request.hints.use_case))
         plan, verdict = self.policy.allowed(caller, plan)  # 403 before anything costs
         trace.facts |= {"plan": [target.name for target in plan], "policy": verdict.as_json()}
         trace.permit = permit = await self.limits.take(
@@ -90,12 +96,21 @@ class Chat:
         trace.beat("admit")
         return caller, plan
 
+    async def _inspected(self, caller: Caller, request: ChatRequest, trace: Trace) -> Caller:
+        """The caller with the data class that its content asks for; a long text is looked through beside the loop."""
+        if request.size < _INSPECTED_AT_ONCE_BYTES_MAX:
+            caller, found = self.guard.inspect(caller, request)
+        else:
+            caller, found = await asyncio.to_thread(self.guard.inspect, caller, request)
+        trace.facts["scan"] = found.as_json()
+        return caller
+
     def _known(self, caller: Caller, request: ChatRequest) -> Plan:
         plan = self.router.plan(request)
         visible = tuple(target for target in plan if self.policy.visible(caller, target))
         if not visible:
             raise ModelNotFound(request.model)
-        return replace(plan, targets=visible)
+        return plan if len(visible) == len(plan.targets) else msgspec.structs.replace(plan, targets=visible)
 
 
 def _likely_tokens(request: ChatRequest, plan: Plan) -> int:

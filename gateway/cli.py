@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cost import BudgetState, InvalidReport, ReconcileReport, read_csv, read_jsonl
 from gateway.doctor import diagnose
 from gateway.ownership import AlreadyServed
-from gateway.schema import SchemaNewer, migrate
+from gateway.schema import NotDurable, SchemaBusy, SchemaNewer, migrate
 from gateway.secrets import SecretsUnusable
 from gateway.serve import serve as run_server
 from gateway.settings import Settings
@@ -55,7 +55,7 @@ def main() -> None:
     """Run the command; a failure is one line that names the cure, and exit status 1."""
     try:
         app()
-    except (PlatformError, SecretsUnusable, AlreadyServed, SchemaNewer) as refused:
+    except (PlatformError, SecretsUnusable, AlreadyServed, SchemaNewer, SchemaBusy, NotDurable) as refused:
         _err.print(f"penstock: {refused}", markup=False)
         raise SystemExit(1) from None
     except (OSError, UnicodeError, OverflowError) as unusable:
@@ -270,7 +270,7 @@ def _run(work: Callable[[Platform], Awaitable[Result]], *, migrated: bool = True
                 await platform.feed.load()
             return await work(platform)
         finally:
-            await platform.engine.dispose()
+            await platform.dispose()
 
     return asyncio.run(run())
 

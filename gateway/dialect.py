@@ -4,20 +4,21 @@ It reads the few facts the gate needs and keeps every other member as the bytes 
 are told is edge.py's, what providers are asked and answer is router/openai.py's.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway.errors import InvalidRequest
-from kernel import ChatRequest, DataClass, Hints
+from kernel import NO_HINTS, ChatRequest, DataClass, Hints
 
 _CHOICES_MAX = 128
 _MESSAGES_MAX = 20_000
-_TEXT_PARTS = frozenset({"text", "refusal", "input_text"})
-_TEXT_MEMBERS = frozenset({"type", "text", "refusal", "cache_control"})
+_PARTS_MAX = 20_000
+_TOO_MANY = f"messages must hold 1 to {_MESSAGES_MAX} messages and at most {_PARTS_MAX} parts together."
 # What would make an answer cost more than its hold, or let caller text be a program.
 _NOT_OFFERED = MappingProxyType(
     {
@@ -31,6 +32,7 @@ _TIERS = frozenset({"auto", "default"})
 # What providers add to a prompt by themselves: role marks and instructions for tools. More is the model's to declare.
 _OVERHEAD_TOKENS = 8
 _OVERHEAD_TOKENS_MESSAGE = 8
+_MESSAGE_BYTES_MIN = 12  # {"role":""},
 _OVERHEAD_TOKENS_TOOLS = 1024
 _NOT_PROMPT = frozenset({"model", "messages", "stream", "stream_options", "metadata", "user", "store", "penstock"})
 _HINT_HEADERS = {
@@ -41,7 +43,24 @@ _HINT_HEADERS = {
     "quality_level": "x-quality-level",
 }
 
-_members = msgspec.json.Decoder(dict[str, Raw])
+
+class _TextPart(Struct, forbid_unknown_fields=True):
+    """A part that is certainly text: any other member may name an image, a file or a sound."""
+
+    type: Literal["text", "refusal", "input_text"]
+    text: Raw = Raw()
+    refusal: Raw = Raw()
+    cache_control: Raw = Raw()
+
+
+class _TextMessage(Struct):
+    role: str
+    content: str | list[_TextPart] | None = None
+
+
+class _Message(Struct):
+    role: str
+    content: str | list[dict[str, Raw]] | None = None
 
 
 class _StreamOptions(Struct):
@@ -49,10 +68,9 @@ class _StreamOptions(Struct):
 
 
 class _Facts(Struct):
-    """The members of a body that the gate reads, with their types."""
+    """The members of a body that the gate reads, with their types; but for its messages, which may be long."""
 
     model: str
-    messages: list[dict[str, Raw]]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     n: int | None = None
@@ -64,8 +82,12 @@ class _Facts(Struct):
     penstock: dict[str, Any] | UnsetType = UNSET
 
 
+_members = msgspec.json.Decoder(dict[str, Raw])
 _facts = msgspec.json.Decoder(_Facts)
-_content = msgspec.json.Decoder(str | list[dict[str, Any]] | None)
+_texts = msgspec.json.Decoder(list[_TextMessage])
+_messages = msgspec.json.Decoder(list[_Message])
+_message = msgspec.json.Decoder(_Message)
+_raws = msgspec.json.Decoder(list[Raw])
 
 
 def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
@@ -74,12 +96,17 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
     headers: names in lower case.
     """
     try:
-        fields, facts = _members.decode(body), _facts.decode(body)
+        fields = _members.decode(body)
+        told = fields.get("messages")
+        facts = _facts.decode(msgspec.json.encode({name: raw for name, raw in fields.items() if name != "messages"}))
     except msgspec.ValidationError as wrong:
         raise InvalidRequest(_explain(str(wrong)), param=_param(str(wrong))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("The body is not valid JSON in UTF-8; send one JSON object.") from None
+    if told is None:
+        raise InvalidRequest("messages is missing; send a list of messages.", param="messages")
     _check(facts)
+    is_text = _read_messages(told)
     for name in _NOT_OFFERED.keys() & fields.keys():
         raise InvalidRequest(f"{name} is not offered: {_NOT_OFFERED[name]}.", param=name)
     hints = read_hints(facts, headers)
@@ -93,7 +120,7 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         stream=bool(facts.stream),
         include_usage=facts.stream_options is not None and facts.stream_options.include_usage,
         choices=1 if facts.n is None else facts.n,
-        input_tokens_max=_input_tokens_max(facts, fields),
+        input_tokens_max=_input_tokens_max(facts, fields, told) if is_text else None,
         output_tokens_max=facts.max_tokens if facts.max_completion_tokens is None else facts.max_completion_tokens,
         hints=hints,
     )
@@ -104,6 +131,8 @@ def read_hints(facts: _Facts, headers: Mapping[str, str]) -> Hints:
 
     Of several data classes the highest counts, wherever it was said: a hint raises, none lowers.
     """
+    if facts.metadata is None and facts.penstock is UNSET and headers.keys().isdisjoint(_HINT_HEADERS.values()):
+        return NO_HINTS
     own = facts.penstock if isinstance(facts.penstock, dict) else {}
     if own.keys() - _HINT_HEADERS.keys() - {"tags"}:
         raise InvalidRequest(
@@ -151,8 +180,6 @@ def _word(said: Mapping[str, Any], name: str) -> str | None:
 def _check(facts: _Facts) -> None:
     if not facts.model:
         raise InvalidRequest("model must not be empty; name a model or an alias.", param="model")
-    if not 0 < len(facts.messages) <= _MESSAGES_MAX:
-        raise InvalidRequest(f"messages must hold 1 to {_MESSAGES_MAX} messages.", param="messages")
     if facts.n is not None and not 1 <= facts.n <= _CHOICES_MAX:
         raise InvalidRequest(f"n must be between 1 and {_CHOICES_MAX}.", param="n")
     if facts.service_tier is not None and facts.service_tier not in _TIERS:
@@ -163,40 +190,46 @@ def _check(facts: _Facts) -> None:
             raise InvalidRequest(f"{name} must be at least 1.", param=name)
 
 
-def _input_tokens_max(facts: _Facts, fields: Mapping[str, Raw]) -> int | None:
-    """A bound no byte-level tokenizer exceeds: a token is at least one byte of UTF-8."""
+def _read_messages(told: Raw) -> bool:
+    """Whether all of the messages are certainly text. Raises InvalidRequest naming the first one at fault.
+
+    Their texts are never taken apart: nothing here may take much longer than reading the bytes once.
+    """
+    try:
+        messages: Sequence[_TextMessage | _Message] = _texts.decode(told)
+        is_text = True
+    except msgspec.ValidationError:
+        messages, is_text = _read_media(told), False
+    parts = sum(len(message.content) for message in messages if isinstance(message.content, list))
+    if not 0 < len(messages) <= _MESSAGES_MAX or parts > _PARTS_MAX:
+        raise InvalidRequest(_TOO_MANY, param="messages")
+    return is_text
+
+
+def _read_media(told: Raw) -> list[_Message]:
+    try:
+        return _messages.decode(told)
+    except msgspec.ValidationError as wrong:
+        where, reason = "messages", str(wrong)
+    with contextlib.suppress(msgspec.ValidationError):
+        for at, raw in enumerate(_raws.decode(told)):
+            try:
+                _message.decode(raw)
+            except msgspec.ValidationError as wrong:
+                reason, where = str(wrong), f"messages[{at}]"
+                break
+    member = _param(reason)
+    raise InvalidRequest(_explain(reason), param=f"{where}.{member}" if member and where != "messages" else where)
+
+
+def _input_tokens_max(facts: _Facts, fields: Mapping[str, Raw], told: Raw) -> int | None:
+    """A bound no byte-level tokenizer exceeds: a token is at least one byte of UTF-8, and JSON is never shorter."""
     if facts.modalities and facts.modalities != ["text"]:
         return None
-    total = _OVERHEAD_TOKENS + len(facts.messages) * _OVERHEAD_TOKENS_MESSAGE
-    for at, message in enumerate(facts.messages):
-        if "role" not in message:
-            raise InvalidRequest(f"messages[{at}].role is missing.", param=f"messages[{at}].role")
-        for name, raw in message.items():
-            size = _content_bytes(raw, at) if name == "content" else len(memoryview(raw))
-            if size is None:
-                return None
-            total += size
+    messages = len(memoryview(told))
+    total = _OVERHEAD_TOKENS + messages + messages // _MESSAGE_BYTES_MIN * _OVERHEAD_TOKENS_MESSAGE
     total += sum(len(memoryview(raw)) for name, raw in fields.items() if name not in _NOT_PROMPT)
     return total + (_OVERHEAD_TOKENS_TOOLS if "tools" in fields or "functions" in fields else 0)
-
-
-def _content_bytes(raw: Raw, at: int) -> int | None:
-    try:
-        content = _content.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise InvalidRequest(
-            f"messages[{at}].content must be a string or a list of parts.", param=f"messages[{at}].content"
-        ) from None
-    if isinstance(content, str):
-        return len(content.encode())
-    total = 0
-    for part in content or ():
-        # Whatever is not certainly text may be an image, a file or a sound, by a name that only its server knows.
-        if part.get("type") not in _TEXT_PARTS or part.keys() - _TEXT_MEMBERS:
-            return None
-        texts = (part.get("text"), part.get("refusal"))
-        total += sum(len(text.encode()) for text in texts if isinstance(text, str))
-    return total
 
 
 def _param(reason: str) -> str | None:

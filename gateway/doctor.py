@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.ownership import AlreadyServed, sole_owner
-from gateway.schema import SchemaNewer, pending
+from gateway.schema import NotDurable, SchemaNewer, pending, require_durable
 from gateway.secrets import SecretsUnusable, read_secrets
 from gateway.settings import Settings
 from governance import find_fault
@@ -71,17 +71,12 @@ async def _store(engine: AsyncEngine) -> list[Finding]:
     name = engine.dialect.name
     try:
         async with reading(engine).connect() as connection:
-            if name == "postgresql":
-                commit = (await connection.execute(text("SHOW synchronous_commit"))).scalar_one()
-                if commit == "off":
-                    return [
-                        Finding(
-                            "store", "wrong", "synchronous_commit is off", "turn it on: acknowledged rows can be lost"
-                        )
-                    ]
-            else:
-                await connection.execute(text("SELECT 1"))
+            await connection.execute(text("SELECT 1"))
+        await require_durable(engine)
         waiting = await pending(engine)
+    except NotDurable as unsafe:
+        found, _, cure = str(unsafe).partition(": ")
+        return [Finding("store", "wrong", found, cure)]
     except SchemaNewer as newer:
         return [Finding("store", "wrong", str(newer), "start the newer release")]
     except (SQLAlchemyError, OSError, TimeoutError) as lost:

@@ -6,9 +6,9 @@ or is answered 404 to those who have a key and 401 to those who have none.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from hmac import compare_digest
 from http import HTTPStatus
@@ -39,7 +39,8 @@ from kernel import Caller, ChatRequest, Chunk, Clock, Plan, PlatformError, forma
 from router import Catalogue
 
 _log = logging.getLogger("penstock.edge")
-_turns = logging.getLogger("penstock.turn")
+
+TurnLog = Callable[[str, str, Mapping[str, object]], None]
 
 # Without Redis limits are tighter and everything else goes on.
 _GOOD_STATES = frozenset({"ok", "away"})
@@ -92,6 +93,7 @@ class Edge:
         ready: Callable[[], Awaitable[dict[str, str]]],
         clock: Clock,
         limits: EdgeLimits,
+        log: TurnLog,
     ) -> None:
         self.chat = chat
         self.keys = keys
@@ -104,6 +106,7 @@ class Edge:
         self.ready = ready
         self.clock = clock
         self.limits = limits
+        self.log = log
         self.endpoints = (
             Endpoint("GET", "/healthz", Access.OPEN, self.healthz),
             Endpoint("GET", "/readyz", Access.OPEN, self.readyz),
@@ -117,6 +120,7 @@ class Edge:
         self.stopping: Callable[[], bool] = lambda: False
         self._open: set[Exchange] = set()
         self._settling: dict[str, Turn] = {}
+        self._waiting: dict[asyncio.Future[None], tuple[Turn, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange: identify, find the row, answer; every error becomes OpenAI's error object."""
@@ -137,7 +141,8 @@ class Edge:
 
     async def _answer(self, x: Exchange, row: Endpoint | None) -> None:
         if row is None or row.access is not Access.OPEN:
-            x.caller = x.trace.caller = await self._identify(x)
+            x.caller = x.trace.caller = self._identify(x)
+            x.trace.beat("identify")
         if row is None:
             await self._beyond(x)
             return
@@ -147,17 +152,15 @@ class Edge:
             raise AppKeyRequired("This key administers; use an app's key for models (POST /api/keys makes one).")
         await row.answer(x)
 
-    async def _identify(self, x: Exchange) -> Caller:
+    def _identify(self, x: Exchange) -> Caller:
         scheme, _, presented = x.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not presented:
             presented = x.headers.get("x-api-key", "")
         try:
-            caller = self.keys.identify(presented.strip())
+            return self.keys.identify(presented.strip())
         except InvalidKey as unknown:
             x.trace.facts["reason"] = unknown.reason
             raise
-        x.trace.beat("identify")
-        return caller
 
     async def _beyond(self, x: Exchange) -> None:
         if not x.path.startswith("/api/"):
@@ -187,7 +190,7 @@ class Edge:
         if token is not None and not compare_digest(given, f"Bearer {token}".encode()):
             raise InvalidKey("unknown")
         kind, page = self.metrics.page()
-        await x.start(HTTPStatus.OK, [("content-type", kind)])
+        x.start(HTTPStatus.OK, [("content-type", kind)])
         await x.write(page)
         await x.finish()
 
@@ -203,7 +206,7 @@ class Edge:
 
     def _usable(self, caller: Caller, plan: Plan) -> bool:
         """Whether the caller may use something of the plan for at least one of its use cases."""
-        uses = (replace(caller, use_case=use_case) for use_case in caller.use_cases)
+        uses = (caller.acting_for(use_case) for use_case in caller.use_cases)
         return any(ruling.allowed for use in uses for ruling in self.policy.judge(use, plan).rulings)
 
     async def request(self, x: Exchange) -> None:
@@ -216,15 +219,31 @@ class Edge:
 
     async def chat_completions(self, x: Exchange) -> None:
         """A chat turn, whole or streamed; it ends settled, whoever ends it."""
-        assert x.caller is not None
-        caller = x.caller
-        failure: PlatformError | None = None
+        self._open.add(x)
+        try:
+            failure = await self._turn(x)
+            self._release(x, failure)  # whoever reads slowly from here on keeps nobody else from anything
+            if failure is not None:
+                await self._refuse(x, failure)
+            await self._settle(x)
+            await x.finish()
+        finally:
+            self._open.discard(x)
+
+    async def _turn(self, x: Exchange) -> PlatformError | None:
+        """Do what was asked; what went wrong, if anything did and as the trail has it, is still to be told."""
+        failure: PlatformError
         try:
             self._require_running()
+            identified = self.keys.mark()
             body = await x.body(bytes_max=self.limits.body_bytes_max, seconds=self.limits.body_seconds)
             request = read_chat(body, x.headers)
-            async with x.turn_running(self._open):
-                await (self._stream if request.stream else self._whole)(x, caller, request)
+            async with x.turn_running():
+                if not self.keys.is_unchanged(identified):
+                    # A key may have been revoked while the body came; from here on its turns are found.
+                    x.caller = x.trace.caller = self._identify(x)
+                assert x.caller is not None
+                await (self._stream if request.stream else self._whole)(x, x.caller, request)
         except PlatformError as refusal:
             failure = refusal
         except asyncio.CancelledError:  # by uvicorn at the end of the drain, or by `end_turns_of`
@@ -234,12 +253,9 @@ class Edge:
         except Exception:  # noqa: BLE001 - the edge: whatever reaches it is a bug of ours
             _log.exception("turn %s failed by a bug of ours", x.trace.turn_id)
             failure = InternalError(f"Something went wrong on our side; quote {x.trace.turn_id}.")
-        if failure is not None:
-            if x.trace.turn is None:
-                failure = await self._record_refusal(x, failure)
-            await self._refuse(x, failure)
-        await self._settle(x, failure)
-        await x.finish()
+        else:
+            return None
+        return await self._record_refusal(x, failure) if x.trace.turn is None else failure
 
     def end_turns_of(self, key_ids: Collection[str]) -> None:
         """End the open turns of keys that were just revoked, streams with an error event."""
@@ -266,11 +282,11 @@ class Edge:
         async with aclosing(self.chat.stream(caller, request, x.trace)) as chunks:
             async for chunk in chunks:
                 if not x.status:
-                    await x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
+                    x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
                 if _is_owed(request, chunk):
                     await x.write(b"data: " + self._told(x, chunk) + b"\n\n")
         if not x.status:
-            await x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
+            x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
         await x.write(b"data: [DONE]\n\n")
 
     def _told(self, x: Exchange, chunk: Chunk) -> bytes:
@@ -302,8 +318,8 @@ class Edge:
 
     # Endings
 
-    async def _settle(self, x: Exchange, failure: PlatformError | None) -> None:
-        """Let the books be durable before this connection carries another request; bounded, since they retry."""
+    def _release(self, x: Exchange, failure: PlatformError | None) -> None:
+        """The turn is over but for its last bytes: give back its permit, count it and log it."""
         trace = x.trace
         if trace.permit is not None:
             tokens = _tokens_used(trace.turn)
@@ -312,22 +328,39 @@ class Edge:
             trace.permit.release()
         status = self._status(failure) if failure else x.status or CallerGone.status
         self.metrics.turn(trace, status, self.clock.monotonic() - trace.started, self.catalogue())
-        _log_turn(x, status, failure)
-        if trace.turn is not None:
-            self._settling[trace.turn_id] = trace.turn
+        self.log("penstock.turn", "turn", _turn_line(x, status, failure))
+
+    async def _settle(self, x: Exchange) -> None:
+        """Let the books be durable before this connection carries another request; bounded, since they retry."""
+        turn = x.trace.turn
+        if turn is not None:
+            self._settling[turn.id] = turn
             try:
-                await self._settled(trace.turn)
+                await self._settled(turn)
             finally:
-                del self._settling[trace.turn_id]
+                del self._settling[turn.id]
 
     async def _settled(self, turn: Turn) -> None:
-        if not self.ledger.is_writing:
-            return  # the next request on this connection must not wait for the store twice
+        durable = turn.closing
+        if durable is None or durable.done() or not self.ledger.is_writing:
+            return  # with a store that is away, the next request on this connection must not wait for it twice
+        waiting = durable.get_loop().create_future()
+        durable.add_done_callback(lambda _: _wake(waiting))
+        self._waiting[waiting] = (turn, self.clock.monotonic() + self.limits.settle_seconds)
         try:
-            async with asyncio.timeout(self.limits.settle_seconds):
-                await turn.settled()
-        except TimeoutError:
-            _log.warning("turn %s is not settled yet; the ledger goes on trying", turn.id)
+            await waiting
+        finally:
+            del self._waiting[waiting]
+
+    async def give_up_waiting(self) -> None:
+        """For ever: let those go on who have waited too long for their books; the ledger goes on trying."""
+        while True:
+            await asyncio.sleep(self.limits.settle_seconds / 4)  # one timer for all, for each would cost every turn
+            now = self.clock.monotonic()
+            for waiting, (turn, until) in list(self._waiting.items()):
+                if now > until:
+                    _log.warning("turn %s is not settled yet; the ledger goes on trying", turn.id)
+                    _wake(waiting)
 
     async def _record_refusal(self, x: Exchange, refusal: PlatformError) -> PlatformError:
         """Put a refusal in the trail. Where the trail cannot be written, that is the refusal, but for unknown keys.
@@ -372,6 +405,11 @@ def _tokens_used(turn: Turn | None) -> int | None:
     return None if turn is not None and any(attempt.is_estimated for attempt in turn.attempts) else 0
 
 
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 class RefusalMeter:
     """Lets through so many records a minute and counts the rest."""
 
@@ -399,23 +437,18 @@ def _is_owed(request: ChatRequest, chunk: Chunk) -> bool:
     return request.include_usage or not chunk.usage_only
 
 
-def _log_turn(x: Exchange, status: int, failure: PlatformError | None) -> None:
-    """One line per turn: who, which target, how it ended, how long and how much. Never content."""
+def _turn_line(x: Exchange, status: int, failure: PlatformError | None) -> dict[str, object]:
+    """One turn in the log: who, which target, how it ended, how long and how much. Never content."""
     trace = x.trace
     turn, caller = trace.turn, trace.caller
-    _turns.info(
-        "turn",
-        extra={
-            "facts": {
-                "turn": trace.turn_id,
-                "key": caller.key_id if caller else None,
-                "app": caller.app if caller else None,
-                "target": turn.target.name if turn and turn.target else None,
-                "status": status,
-                "code": failure.code if failure else None,
-                "milliseconds": trace.milliseconds | (turn.milliseconds if turn else {}),
-                "cost_nano_usd": turn.cost_nano_usd if turn else 0,
-                "retry": x.headers.get("x-stainless-retry-count"),
-            }
-        },
-    )
+    return {
+        "turn": trace.turn_id,
+        "key": caller.key_id if caller else None,
+        "app": caller.app if caller else None,
+        "target": turn.target.name if turn and turn.target else None,
+        "status": status,
+        "code": failure.code if failure else None,
+        "milliseconds": trace.milliseconds | (turn.milliseconds if turn else {}),
+        "cost_nano_usd": turn.cost_nano_usd if turn else 0,
+        "retry": x.headers.get("x-stainless-retry-count"),
+    }

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from gateway.errors import CallerGone, RequestTimeout, RequestTooLarge
 from gateway.trace import Trace
@@ -15,11 +15,37 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+class Connection(Protocol):
+    """What the answer goes over."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the other side has closed it."""
+        ...
+
+    def whole_body(self) -> bytes | None:
+        """The request's body, if all of it has come; None: wait for it by way of ASGI."""
+        ...
+
+    def watch(self, on_lost: Callable[[], None] | None) -> None:
+        """Call this once, when it is closed by the other side; None: nothing any more."""
+        ...
+
+    def abort(self) -> None:
+        """Drop it, without waiting for what was not read."""
+        ...
+
+    def begin(self, status: int, head: bytes, length: int | None) -> None:
+        """Write the status line and these header lines. length: of the body in bytes; None: it comes in chunks."""
+        ...
+
+
 class Exchange:
     """A request being answered. `caller` is set once the key is known."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, trace: Trace) -> None:
         self.scope = scope
+        self.connection: Connection = scope["penstock.connection"]
         self.path: str = scope["path"]
         self.method: str = scope["method"]
         self.trace = trace
@@ -36,10 +62,10 @@ class Exchange:
     def headers(self) -> Mapping[str, str]:
         """Request headers, names in lower case; a repeated header is one list with commas, as HTTP has it."""
         if self._headers is None:
-            found: dict[str, str] = {}
-            for raw_name, raw_value in self.scope["headers"]:
-                name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-                found[name] = f"{found[name]}, {value}" if name in found else value
+            pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.scope["headers"]]
+            found = dict(pairs)
+            if len(found) < len(pairs):
+                found = {name: ", ".join(value for other, value in pairs if other == name) for name in found}
             self._headers = found
         return self._headers
 
@@ -48,6 +74,8 @@ class Exchange:
         length = self.headers.get("content-length", "0")
         if length.isdigit() and int(length) > bytes_max:
             raise RequestTooLarge(f"The body is larger than {bytes_max} bytes.")
+        if (body := self.connection.whole_body()) is not None and len(body) <= bytes_max:
+            return body
         try:
             async with asyncio.timeout(seconds):
                 return await self._read(bytes_max)
@@ -69,42 +97,46 @@ class Exchange:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def start(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
-        """Send the status line and headers."""
+    def start(self, status: int, headers: Iterable[tuple[str, str]], length: int | None = None) -> None:
+        """Send the status line and headers; not by way of ASGI, whose server looks at every header again.
+
+        length: of the body in bytes; None: it comes in chunks.
+        """
         self.status = status
-        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
-        raw.append((b"x-request-id", self.trace.turn_id.encode()))
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        lines = [f"{name}: {value}\r\n" for name, value in headers]
+        head = f"{''.join(lines)}x-request-id: {self.trace.turn_id}\r\n"
+        assert head.count("\n") == len(lines) + 1, "a header's value is one line"
+        self.connection.begin(status, head.encode("latin-1", "replace"), length)
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body; waits while the caller reads slowly, and `stuck_since` says since when."""
+        await self._pass_on(data, more=True)
+
+    async def _pass_on(self, data: bytes, *, more: bool) -> None:
         self.stuck_since = self.trace.clock.monotonic()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self.stuck_since = None
 
     async def finish(self) -> None:
-        """End the answer: only now may the connection carry its next request."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        """End the answer: only now may the connection carry its next request. It waits as `write` does."""
+        await self._pass_on(b"", more=False)
 
     async def reply(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Send a whole JSON answer but for its end, which `finish` sends."""
-        own = [("content-type", "application/json"), ("content-length", str(len(body)))]
-        await self.start(status, [*own, *headers])
+        self.start(status, [("content-type", "application/json"), *headers], len(body))
         await self.write(body)
 
     async def hand_over(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         """Let another application answer; this exchange must not have begun to."""
         await app(self.scope, self._receive, self._send)
 
-    def turn_running(self, among: set["Exchange"]) -> "Running":
+    def turn_running(self) -> "Running":
         """A context in which the caller's leaving cancels the task inside, and in which `end` does."""
-        return Running(self, self._receive, among)
+        return Running(self)
 
     def abort(self) -> None:
         """Drop the connection, without waiting for what was not read; the turn ends as if the caller had left."""
-        abort = self.scope.get("penstock.abort")
-        if abort is not None:
-            abort()
+        self.connection.abort()
 
     def end(self, why: PlatformError) -> None:
         """End the turn that is running here; the caller is told why."""
@@ -116,38 +148,35 @@ class Exchange:
 
 
 class Running:
-    """A turn that is running, among others: it is cancelled when its caller leaves, or when somebody ends it."""
+    """A turn that is running: it is cancelled when its caller leaves, or when somebody ends it."""
 
-    def __init__(self, exchange: Exchange, receive: Receive, among: set[Exchange]) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._receive = receive
-        self._among = among
         self._gone = False
 
     async def __aenter__(self) -> Self:
-        """Begin to watch."""
+        """Begin to watch. Raises CallerGone for one who has left already."""
         task = asyncio.current_task()
         assert task is not None
+        connection = self._exchange.connection
+        if connection.is_lost:
+            raise CallerGone("The connection closed before the answer began.")
         self._task = self._exchange.task = task
-        self._among.add(self._exchange)
-        self._watcher = asyncio.create_task(self._watch())
+        connection.watch(self._leave)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
         """Stop watching; swallow the cancellation that a hang-up caused."""
-        self._watcher.cancel()
-        self._among.discard(self._exchange)
+        self._exchange.connection.watch(None)
         self._exchange.task = None
         if self._gone and kind is not None and issubclass(kind, asyncio.CancelledError):
             self._task.uncancel()
             return True
         return False
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _leave(self) -> None:
         self._gone = True
         if self._exchange.trace.turn is not None:
             self._exchange.trace.turn.gone = True

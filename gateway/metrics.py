@@ -20,15 +20,24 @@ class Metrics:
         self._latency = Histogram(
             "ai_latency_seconds", "First byte in to last byte out", ["model"], buckets=_SECONDS, registry=registry
         )
+        # Looking a child up by its labels costs more than counting.
+        self._children: dict[tuple[int, str], tuple[Counter, Histogram]] = {}
 
     def turn(self, trace: Trace, status: int, seconds: float, catalogue: Catalogue) -> None:
         """Count one ended turn. A name that nobody declared counts as `unknown`, so callers cannot make labels."""
         turn = trace.turn
-        requested = str(trace.facts.get("requested", ""))
-        known = requested if requested in catalogue.names() else "unknown"
-        model = turn.target.name if turn is not None and turn.target is not None else known
-        self._requests.labels(str(status), model).inc()
-        self._latency.labels(model).observe(seconds)
+        if turn is not None and turn.target is not None:
+            model = turn.target.name
+        else:
+            requested = str(trace.facts.get("requested", ""))
+            model = requested if catalogue.knows(requested) else "unknown"
+        child = self._children.get((status, model))
+        if child is None:
+            child = (self._requests.labels(str(status), model), self._latency.labels(model))
+            self._children[status, model] = child
+        requests, latency = child
+        requests.inc()
+        latency.observe(seconds)
 
     def page(self) -> tuple[str, bytes]:
         """Content type and text of everything in the registry."""

@@ -5,10 +5,10 @@ once a second for all connections together (`tend`), so that no request pays for
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, encode_error, error_headers
 from kernel import PlatformError
@@ -24,8 +24,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first head is due from now on."""
         super().connection_made(transport)
+        self.on_lost: Callable[[], None] | None = None
         self._head_bytes = 0
         self._head_since: float | None = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever answers here."""
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what it keeps of an unfinished head is bounded by what came since the head began."""
@@ -45,12 +52,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
-        """The head is whole; the application may close the connection hard."""
+        """The head is whole; the application may watch the connection and close it hard."""
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > HEADER_BYTES_MAX:
             return  # not handed on, so that `data_received` finds a head that has not ended
         self._head_since = None
-        self.scope["penstock.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
-        super().on_headers_complete()
+        super().on_headers_complete()  # makes the cycle, whose task begins later
+        self.scope["penstock.connection"] = _Line(self, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP."""
@@ -74,6 +81,40 @@ class BoundedProtocol(HttpToolsProtocol):
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}connection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+class _Line:
+    """What one request's answer goes over: `gateway.exchange.Connection`."""
+
+    __slots__ = ("_cycle", "_protocol")
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+
+    @property
+    def is_lost(self) -> bool:
+        return self._cycle.disconnected
+
+    def whole_body(self) -> bytes | None:
+        cycle = self._cycle
+        return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+
+    def watch(self, on_lost: Callable[[], None] | None) -> None:
+        self._protocol.on_lost = on_lost
+
+    def abort(self) -> None:
+        self._protocol.transport.abort()
+
+    def begin(self, status: int, head: bytes, length: int | None) -> None:
+        cycle = self._cycle
+        if cycle.disconnected:
+            return
+        cycle.response_started, cycle.waiting_for_100_continue = True, False
+        cycle.chunked_encoding, cycle.expected_content_length = length is None, length or 0
+        framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+        last = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        cycle.transport.write(STATUS_LINE[status] + head + framing + last)
 
 
 async def tend(connections: Iterable[object], seconds: float = 1.0) -> None:

@@ -23,13 +23,19 @@ _log = logging.getLogger("penstock.replicas")
 
 
 class Census:
-    """How many processes hold a lease, as last counted: a process that cannot count stays with what it knew."""
+    """How many processes hold a lease, as last counted: a process that cannot count stays with what it knew.
 
-    def __init__(self, engine: AsyncEngine, *, lease_seconds: float) -> None:
+    More are believed at once, fewer only after a whole lease: after an outage of the store every lease looks dead
+    until its process has renewed it. A process must have taken its own lease before it counts.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, clock: Clock, lease_seconds: float) -> None:
         self._engine = reading(engine)
+        self._clock = clock
         self._lease_seconds = lease_seconds
         self._task: asyncio.Task[None] | None = None
         self._found = 1
+        self._fewer_since: float | None = None
 
     def processes(self) -> int:
         """Processes that serve now, this one included."""
@@ -57,9 +63,18 @@ class Census:
             async with asyncio.timeout(_COUNT_SECONDS), self._engine.connect() as connection:
                 live = (await connection.execute(_LIVE, {"lease_seconds": self._lease_seconds})).scalar_one()
         except (SQLAlchemyError, OSError, TimeoutError) as lost:
+            self._fewer_since = None
             _log.warning("processes cannot be counted (%s); staying with %d", type(lost).__name__, self._found)
         else:
-            self._found = max(1, int(live))
+            self._believe(max(1, int(live)))
+
+    def _believe(self, live: int) -> None:
+        now = self._clock.monotonic()
+        if live < self._found:
+            self._fewer_since = now if self._fewer_since is None else self._fewer_since
+            if now - self._fewer_since < self._lease_seconds:
+                return
+        self._found, self._fewer_since = live, None
 
 
 class Replicas:
@@ -68,14 +83,17 @@ class Replicas:
     def __init__(
         self, engine: AsyncEngine, redis_url: str, *, clock: Clock, registry: CollectorRegistry, lease_seconds: float
     ) -> None:
-        self.census = Census(engine, lease_seconds=lease_seconds)
+        self.census = Census(engine, clock=clock, lease_seconds=lease_seconds)
         self.bulletin = Bulletin(redis_url)
         self.counters = SharedCounters(
             redis_url, clock=clock, processes=self.census.processes, metrics=LimitMetrics(registry)
         )
 
     async def start(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Count processes, look for Redis and listen; `changed` is called for news, and must not fail."""
+        """Count processes, this one's lease included, look for Redis and listen.
+
+        `changed` is called for news, and must not fail.
+        """
         await self.census.start()
         await self.counters.start()
         self.bulletin.start(changed)

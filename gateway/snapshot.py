@@ -5,12 +5,12 @@ Losing the store means the last views stay in force; no turn passes then anyway,
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from cost import Book
-from governance import Credentials, Directory, Keys, Register, Rules
+from governance import ChangeNote, Credentials, Directory, Keys, Register, Rules
 from kernel import Document, InvalidDeclaration
 from router import Catalogue
 
@@ -95,27 +95,29 @@ class Feed:
     async def catch_up(self) -> None:
         """Take in all that changed until now; called by whoever just changed something."""
         async with self._lock:
-            notes = await self._register.changes_since(self._version)
-            if not notes:
-                return
-            kinds = {note.kind for note in notes}
-            key_ids = {note.ref for note in notes if note.kind == "key" and note.ref}
-            await self._keys.refresh(key_ids)
-            if revoked := self._keys.revoked_among(key_ids):
-                self.on_revoked(revoked)
-            if "credential" in kinds:
-                await self._credentials.load()
-            if "documents" in kinds:
-                await self._renew()
-            self._version = max(note.version for note in notes)
+            while notes := await self._register.changes_since(self._version):
+                await self._take_in(notes)
+
+    async def _take_in(self, notes: Sequence[ChangeNote]) -> None:
+        kinds = {note.kind for note in notes}
+        key_ids = {note.ref for note in notes if note.kind == "key" and note.ref}
+        await self._keys.refresh(key_ids)
+        if revoked := self._keys.revoked_among(key_ids):
+            self.on_revoked(revoked)
+        if "credential" in kinds:
+            await self._credentials.load()
+        if "documents" in kinds:
+            await self._renew()
+        self._version = max(note.version for note in notes)
 
     async def _renew(self) -> None:
         """A new view of the documents; where they cannot be read (by an older release, say) the last one stays."""
         _, documents = await self._register.load()
         try:
             self._snapshot.view = await asyncio.to_thread(View.of, documents)
-        except InvalidDeclaration as unreadable:
-            _log.error("what was declared cannot be put in force here: %s", unreadable.message)
+        except (InvalidDeclaration, LookupError, TypeError, ValueError) as unreadable:
+            why = unreadable.message if isinstance(unreadable, InvalidDeclaration) else type(unreadable).__name__
+            _log.error("what was declared cannot be put in force here: %s", why)
 
     async def hurry(self) -> None:
         """Somebody else changed something: look now instead of at the next poll. Returns at once, never fails."""

@@ -40,7 +40,12 @@ class Trace:
         """Checks that would have refused this turn, were they not merely observed."""
         ruled = self.facts.get("policy", {})
         denied = ruled.get("observed") and not all(target["allowed"] for target in ruled["targets"])
-        return ["policy"] * bool(denied) + ["limits"] * bool(self.permit and self.permit.observed)
+        scanned = self.facts.get("scan", {})
+        return (
+            ["policy"] * bool(denied)
+            + ["limits"] * bool(self.permit and self.permit.observed)
+            + ["scan"] * bool(scanned.get("observed") and scanned["found"])
+        )
 
     def admission(self, event: str = "turn.admitted") -> AuditRecord:
         """What the trail keeps of this turn so far."""

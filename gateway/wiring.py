@@ -4,13 +4,13 @@ The only file that enters other folders' rooms.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy import text
@@ -22,38 +22,74 @@ import governance.api
 from cost import KINDS as COST_KINDS
 from cost import Ledger, LedgerMetrics, LedgerSettings, Reconciliation, Spend
 from cost.sql import SqlLedgerStore
+from cost.sql_reports import SqlReports
 from gateway.chat import Chat
 from gateway.control import caller_of, create_control
 from gateway.demo import DEMO_KEYS, FIRST_START, declare_demo, write_quickstart
-from gateway.edge import Edge, EdgeLimits
+from gateway.edge import Edge, EdgeLimits, TurnLog
 from gateway.history import History
 from gateway.metrics import Metrics
 from gateway.ownership import ServingLock
 from gateway.references import check_references
 from gateway.replicas import Replicas
-from gateway.schema import migrate
+from gateway.schema import migrate, require_durable
 from gateway.secrets import read_secrets
 from gateway.settings import Settings
 from gateway.snapshot import Feed, Snapshot, View
 from governance import KINDS as GOVERNANCE_KINDS
-from governance import AuditReader, AuditTrail, Credentials, Keys, Limits, MemoryCounters, Policy, Register, Vault
+from governance import (
+    AuditReader,
+    AuditTrail,
+    Credentials,
+    Guard,
+    Keys,
+    Limits,
+    MemoryCounters,
+    Policy,
+    Register,
+    Vault,
+)
 from governance.sql import SqlStore
-from governance.sql_audit import SqlChains, SqlTrail
+from governance.sql_audit import DriverChains, SqlChains, SqlTrail
 from kernel import ChatRequest, Clock, Component, Document, SystemClock, Target, Usage, new_id
 from kernel.db import make_engine, reading
 from router import KINDS as ROUTER_KINDS
 from router import Health, HealthMetrics, Router, Upstreams, UpstreamSettings, prompt_tokens
 
 _READY_SECONDS = 1.0
+# The committer, the lease, the sweep and two budgets that are being opened; reports never make any of them wait.
+_LEDGER_CONNECTIONS = 5
+_ADMINISTRATION_IDLE_SECONDS = 30.0  # checking much that is declared takes long, under a lock that no turn needs
 _LIKELY_OUTPUT_TOKENS = 1000  # of an answer without a limit, the same for every target that is compared
+
+
+class _Engines(NamedTuple):
+    """The store's connections by who uses them, so that reports make neither a commit nor a change wait."""
+
+    ledger: AsyncEngine
+    reports: AsyncEngine
+    administration: AsyncEngine
+
+    @classmethod
+    def of(cls, settings: Settings) -> "_Engines":
+        url, seconds = settings.store_url, settings.store_seconds
+        return cls(
+            ledger=make_engine(url, timeout_seconds=seconds, pool_size=_LEDGER_CONNECTIONS),
+            reports=make_engine(url, timeout_seconds=seconds),
+            administration=make_engine(url, timeout_seconds=seconds, idle_seconds=_ADMINISTRATION_IDLE_SECONDS),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Everything a process has. `async with` opens it for serving; commands use its parts without opening it."""
+    """Everything a process has. `async with` opens it for serving; commands use its parts without opening it.
+
+    engine: for what is declared, and for whoever else asks; engines: all of them.
+    """
 
     settings: Settings
     engine: AsyncEngine
+    engines: tuple[AsyncEngine, ...]
     snapshot: Snapshot
     feed: Feed
     register: Register
@@ -73,17 +109,17 @@ class Platform:
     async def __aenter__(self) -> Self:
         """Read what is declared, start the ledger. Closes what it opened if a later step fails."""
         async with AsyncExitStack() as opening:
-            opening.push_async_callback(self.engine.dispose)
+            opening.push_async_callback(self.dispose)
             if self.serving is not None:
                 await self.serving.take()
                 opening.push_async_callback(self.serving.release)
             await self.feed.start()
             opening.push_async_callback(self.feed.close)
-            if self.replicas is not None:
-                opening.push_async_callback(self.replicas.close)
-                await self.replicas.start(self.feed.hurry)
             await self.ledger.start()
             opening.push_async_callback(self.ledger.close)
+            if self.replicas is not None:  # after the ledger has this process's lease, so that it is counted
+                opening.push_async_callback(self.replicas.close)
+                await self.replicas.start(self.feed.hurry)
             opening.push_async_callback(self.upstreams.close)
             self._opened.push_async_callback(opening.pop_all().aclose)
         return self
@@ -94,57 +130,65 @@ class Platform:
         """Close in reverse: upstreams, then the ledger, whose queue is drained first, then the store."""
         await self._opened.aclose()
 
+    async def dispose(self) -> None:
+        """Let go of the store, where the platform was not opened."""
+        for engine in self.engines:
+            await engine.dispose()
 
-def build(settings: Settings) -> Platform:
-    """Construct everything; nothing is opened, started or read but the secrets. Raises SecretsUnusable."""
+
+def _silently(_logger: str, _message: str, _facts: Mapping[str, object]) -> None:
+    """The log of a platform that nobody serves."""
+
+
+def build(settings: Settings, log: TurnLog = _silently) -> Platform:
+    """Construct everything; nothing is opened, started or read but the secrets. Raises SecretsUnusable.
+
+    log: takes one line per turn.
+    """
     clock, registry = SystemClock(), CollectorRegistry()
     secrets = read_secrets(settings)
     process = new_id("proc")
-    engine = make_engine(settings.store_url, timeout_seconds=settings.store_seconds)
-    snapshot = Snapshot()
+    engines, seconds = _Engines.of(settings), settings.store_seconds
+    engine, snapshot = engines.administration, Snapshot()
 
     chains = SqlChains()
     replicas = _replicas(settings, engine, clock=clock, registry=registry)
     committed = replicas.bulletin.publish if replicas else None
-    store = SqlStore(engine, AuditTrail(chains, f"admin-{process}", clock=clock), clock=clock, committed=committed)
+    administration_trail = AuditTrail(chains, f"admin-{process}", clock=clock)
+    store = SqlStore(engine, administration_trail, clock=clock, committed=committed, timeout_seconds=seconds)
     register = Register(store, {**GOVERNANCE_KINDS, **ROUTER_KINDS, **COST_KINDS}, clock=clock, check=_check)
     keys = Keys(store, secrets.pepper, directory=snapshot.directory, clock=clock)
     credentials = Credentials(store, Vault(secrets.master_key))
-    trail = AuditReader(SqlTrail(engine))
+    trail = AuditReader(SqlTrail(engines.reports, timeout_seconds=seconds))
     policy = Policy(snapshot.rules, snapshot.directory, clock=clock)
     counters = replicas.counters if replicas else MemoryCounters(clock)
-    limits = Limits(snapshot.directory, keys.allowance_of, counters=counters, clock=clock)
+    serving = _serving_lock(settings, engine)
+    may_serve = serving.require if serving else lambda: None  # a folder is its owner's for as long as that lives
+    limits = Limits(snapshot.directory, keys.allowance_of, counters=counters, clock=clock, may_serve=may_serve)
 
-    metrics = LedgerMetrics(registry)
-    books = SqlLedgerStore(engine, clock, metrics=metrics)
-    ledger = Ledger(
-        books,
-        book=snapshot.book,
-        audit=AuditTrail(chains, f"turns-{process}", clock=clock),
-        clock=clock,
-        process=process,
-        settings=LedgerSettings(sole=settings.embedded, commit_timeout_seconds=settings.store_seconds),
-    )
-    metrics.watch(ledger)
-    spend = Spend(books, book=snapshot.book, clock=clock)
-    reconciliation = Reconciliation(books, book=snapshot.book, record=register.record, clock=clock, process=process)
+    ledger = _ledger(settings, engines, snapshot, clock=clock, registry=registry, process=process)
+    reports = SqlReports(engines.reports)
+    spend = Spend(reports, book=snapshot.book, clock=clock)
+    reconciliation = Reconciliation(reports, book=snapshot.book, record=register.record, clock=clock, process=process)
     health = Health(snapshot.catalogue, dice=SystemRandom(), clock=clock)
     HealthMetrics(registry, health)
     router = _router(snapshot, health, clock)
     upstreams = Upstreams(snapshot.catalogue, credentials.get, health=health, clock=clock, settings=UpstreamSettings())
-    feed = Feed(
-        snapshot=snapshot,
-        register=register,
-        keys=keys,
-        credentials=credentials,
-        poll_seconds=settings.changes_poll_seconds,
-    )
+    poll_seconds = settings.changes_poll_seconds
+    feed = Feed(snapshot=snapshot, register=register, keys=keys, credentials=credentials, poll_seconds=poll_seconds)
     administration = governance.api.routes(
         register, keys, credentials=credentials, audit=trail, caller_of=caller_of, changed=feed.catch_up
     )
     control = create_control([administration, cost.api.routes(spend, reconciliation, caller_of)])
     edge = Edge(
-        chat=Chat(router=router, policy=policy, limits=limits, ledger=ledger, upstreams=upstreams),
+        chat=Chat(
+            router=router,
+            policy=policy,
+            guard=Guard(snapshot.directory, clock=clock),
+            limits=limits,
+            ledger=ledger,
+            upstreams=upstreams,
+        ),
         keys=keys,
         policy=policy,
         catalogue=snapshot.catalogue,
@@ -152,14 +196,15 @@ def build(settings: Settings) -> Platform:
         history=History(ledger, trail),
         metrics=Metrics(registry),
         control=control,
-        ready=_readiness(engine, ledger, replicas),
+        ready=_readiness(engine, ledger, replicas, serving),
         clock=clock,
         limits=_edge_limits(settings),
+        log=log,
     )
     feed.on_revoked = edge.end_turns_of
     return Platform(
-        settings, engine, snapshot, feed, register, keys, credentials, trail, ledger, spend, reconciliation,
-        router, upstreams, edge, replicas, _serving_lock(settings, engine), AsyncExitStack(),
+        settings, engine, engines, snapshot, feed, register, keys, credentials,
+        trail, ledger, spend, reconciliation, router, upstreams, edge, replicas, serving, AsyncExitStack(),
     )  # fmt: skip
 
 
@@ -167,6 +212,28 @@ def _check(documents: Iterable[Document]) -> None:
     """Refuse a set of documents that do not fit each other, before it is written."""
     check_references(documents)
     View.of(documents)
+
+
+def _ledger(
+    settings: Settings,
+    engines: _Engines,
+    snapshot: Snapshot,
+    *,
+    clock: Clock,
+    registry: CollectorRegistry,
+    process: str,
+) -> Ledger:
+    metrics, seconds = LedgerMetrics(registry), settings.store_seconds
+    ledger = Ledger(
+        SqlLedgerStore(engines.ledger, clock, metrics=metrics, reads=engines.reports, timeout_seconds=seconds),
+        book=snapshot.book,
+        audit=AuditTrail(DriverChains(), f"turns-{process}", clock=clock),
+        clock=clock,
+        process=process,
+        settings=LedgerSettings(sole=settings.embedded, commit_timeout_seconds=seconds),
+    )
+    metrics.watch(ledger)
+    return ledger
 
 
 def _edge_limits(settings: Settings) -> EdgeLimits:
@@ -189,7 +256,9 @@ def _replicas(settings: Settings, engine: AsyncEngine, *, clock: Clock, registry
 
 def _serving_lock(settings: Settings, engine: AsyncEngine) -> ServingLock | None:
     """What keeps a second process without Redis from the same PostgreSQL; SQLite's folder has a lock of its own."""
-    return None if settings.embedded else ServingLock(engine, shared=settings.redis_url is not None)
+    if settings.embedded:
+        return None
+    return ServingLock(engine, shared=settings.redis_url is not None, timeout_seconds=settings.store_seconds)
 
 
 def _router(snapshot: Snapshot, health: Health, clock: Clock) -> Router:
@@ -205,16 +274,18 @@ def _router(snapshot: Snapshot, health: Health, clock: Clock) -> Router:
 
 
 def _readiness(
-    engine: AsyncEngine, ledger: Ledger, replicas: Replicas | None
+    engine: AsyncEngine, ledger: Ledger, replicas: Replicas | None, serving: ServingLock | None
 ) -> Callable[[], Awaitable[dict[str, str]]]:
     async def ready() -> dict[str, str]:
-        redis = {"redis": replicas.state} if replicas else {}
+        others = {"redis": replicas.state} if replicas else {}
+        if serving is not None and not serving.is_held:
+            others["serving"] = "not allowed"
         try:
             async with asyncio.timeout(_READY_SECONDS), reading(engine).connect() as connection:
                 await connection.execute(text("SELECT 1"))
         except (SQLAlchemyError, OSError, TimeoutError):
-            return {"store": "unreachable"} | redis
-        return {"store": "ok" if ledger.is_writing else "not writable"} | redis
+            return {"store": "unreachable"} | others
+        return {"store": "ok" if ledger.is_writing else "not writable"} | others
 
     return ready
 
@@ -225,6 +296,7 @@ async def first_start(platform: Platform) -> Path | None:
     A first start that was killed half way is done again by the next one.
     """
     settings = platform.settings
+    await require_durable(platform.engine)
     await migrate(platform.engine)
     path = settings.data_dir / "quickstart.json"
     wanted = settings.embedded if settings.demo is None else settings.demo

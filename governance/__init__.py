@@ -4,6 +4,7 @@ from governance.audit import AuditReader, AuditTrail, AuditVerdict, StoredRecord
 from governance.bulletin import Bulletin
 from governance.counters import Counters
 from governance.declarations import Declaration, parse, render
+from governance.detectors import Detector
 from governance.directory import App, Department, Directory, UseCase, User
 from governance.errors import (
     ApprovalRequired,
@@ -18,6 +19,7 @@ from governance.errors import (
     TooLarge,
     UseCaseRequired,
 )
+from governance.guard import Findings, Guard
 from governance.keys import CreatedKey, Keys, NewKey
 from governance.limits import Limits, Permit
 from governance.memory import MemoryCounters
@@ -47,8 +49,11 @@ __all__ = [
     "Declaration",
     "Denied",
     "Department",
+    "Detector",
     "Directory",
+    "Findings",
     "Forbidden",
+    "Guard",
     "InvalidKey",
     "Key",
     "Keys",

@@ -14,16 +14,19 @@ _CHANNEL = "penstock:changes"
 _PUBLISH_SECONDS = 0.2
 _WAIT_SECONDS_MIN = 0.1
 _WAIT_SECONDS_MAX = 5.0
-_QUIET_SECONDS = 5.0
 
 _log = logging.getLogger("penstock.bulletin")
 
 
 class Bulletin:
-    """Publishes changes on Redis and hears those of others. Losing Redis costs the time until the next poll."""
+    """Publishes changes on Redis and hears those of others. Losing Redis costs the time until the next poll.
 
-    def __init__(self, url: str) -> None:
+    quiet_seconds: after so long without a word Redis is asked for one, and after as long again it is lost.
+    """
+
+    def __init__(self, url: str, *, quiet_seconds: float = 5.0) -> None:
         self._url = url
+        self._quiet_seconds = quiet_seconds
         self._task: asyncio.Task[None] | None = None
 
     async def publish(self, version: int) -> None:
@@ -62,7 +65,7 @@ class Bulletin:
         """Until the connection is lost, which a silent one shows by not answering."""
         asked = False
         while True:
-            message = await subscription.get_message(timeout=_QUIET_SECONDS)
+            message = await subscription.get_message(timeout=self._quiet_seconds)
             if message is not None and message["type"] == "message":
                 await changed()
             elif message is None and asked:

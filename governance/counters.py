@@ -5,7 +5,7 @@ said in limits.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from governance.store import Allowance
@@ -32,14 +32,12 @@ class Scope:
     def share(self, processes: int) -> "Scope":
         """The scope with the part of its limits that one of so many processes may use: rounded down, at least 1."""
         own = self.allowance
-        return replace(
-            self,
-            allowance=Allowance(
-                _part(own.requests_per_minute, processes),
-                _part(own.tokens_per_minute, processes),
-                _part(own.concurrent, processes),
-            ),
+        part = Allowance(
+            _part(own.requests_per_minute, processes),
+            _part(own.tokens_per_minute, processes),
+            _part(own.concurrent, processes),
         )
+        return Scope(self.kind, self.name, self.place, part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Claim:
 
     def share(self, processes: int) -> "Claim":
         """The same claim on one process's part of the limits."""
-        return replace(self, scopes=tuple(scope.share(processes) for scope in self.scopes))
+        return Claim(self.permit, tuple([scope.share(processes) for scope in self.scopes]), self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +91,8 @@ class Counters(Protocol):
         """Count the claim in all of its scopes, or in none. Never raises for a store that is away."""
         ...
 
-    def settle(self, claim: Claim, difference: int) -> None:
-        """Count so many tokens more, or fewer, for an admitted claim that is not released. Never fails."""
-        ...
-
-    def release(self, claim: Claim) -> None:
-        """The call is over; once or more often is the same. Never fails."""
+    def release(self, claim: Claim, difference: int = 0) -> None:
+        """An admitted claim's call is over, and used so many tokens more, or fewer, than it claimed. Never fails."""
         ...
 
 

@@ -1,4 +1,7 @@
-"""Who exists: departments, apps, users and use cases, checked against one another. It decides nothing."""
+"""Who exists: departments, apps, users and use cases, checked against one another; and what requests are scanned for.
+
+It decides nothing.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from datetime import date
 from types import MappingProxyType
 
 from governance import wire
+from governance.detectors import DATA_CLASSES, Detector
 from governance.store import Allowance
 from kernel import DataClass, Document, InvalidDeclaration, Role
 
@@ -39,6 +43,7 @@ class App:
     allowance: Allowance
     policy_observed_until: date | None
     limits_observed_until: date | None
+    scan_observed_until: date | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +57,33 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """Everybody in force, by name. Never changes: a change makes a new directory."""
+    """Everybody in force, by name. Never changes: a change makes a new directory.
+
+    detectors: the data class that each raises a request to; None where it is switched off.
+    """
 
     departments: Mapping[str, Department]
     use_cases: Mapping[str, UseCase]
     apps: Mapping[str, App]
     users: Mapping[str, User]
+    detectors: Mapping[Detector, DataClass | None]
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> "Directory":
         """The directory these documents declare. Raises InvalidDeclaration with every dangling reference."""
         mine = [document for document in documents if document.kind in wire.KINDS]
         names = {kind: frozenset(each.name for each in mine if each.kind == kind) for kind in wire.KINDS}
-        dangling = [fault for document in mine for fault in _dangling(document, names)]
-        if dangling:
-            raise InvalidDeclaration("\n".join(dangling))
+        faults = [fault for document in mine for fault in (*_dangling(document, names), *_unknown(document))]
+        if faults:
+            raise InvalidDeclaration("\n".join(faults))
         return cls(
             departments=MappingProxyType({d.name: _department(d) for d in mine if d.kind == "department"}),
             use_cases=MappingProxyType({d.name: _use_case(d) for d in mine if d.kind == "use_case"}),
             apps=MappingProxyType({d.name: _app(d) for d in mine if d.kind == "app"}),
             users=MappingProxyType({d.name: _user(d) for d in mine if d.kind == "user"}),
+            detectors=MappingProxyType(
+                {**DATA_CLASSES, **{Detector(d.name): _raises_to(d) for d in mine if d.kind == "detector"}}
+            ),
         )
 
 
@@ -97,6 +109,11 @@ def _dangling(document: Document, names: Mapping[str, frozenset[str]]) -> Iterat
                 )
 
 
+def _unknown(document: Document) -> Iterator[str]:
+    if document.kind == "detector" and document.name not in set(Detector):
+        yield f"detector '{document.name}' is unknown; the detectors are {', '.join(Detector)}"
+
+
 def _department(document: Document) -> Department:
     return Department(document.name, wire.Department.model_validate(document.body).title)
 
@@ -116,9 +133,15 @@ def _app(document: Document) -> App:
         allowance=Allowance(body.requests_per_minute, body.tokens_per_minute, body.concurrent),
         policy_observed_until=body.observe.policy,
         limits_observed_until=body.observe.limits,
+        scan_observed_until=body.observe.scan,
     )
 
 
 def _user(document: Document) -> User:
     body = wire.User.model_validate(document.body)
     return User(document.name, body.department, frozenset(body.roles))
+
+
+def _raises_to(document: Document) -> DataClass | None:
+    label = wire.Detector.model_validate(document.body).data_class
+    return None if label is None else DataClass.parse(label)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from governance.directory import Directory
 from governance.errors import InvalidKey, NotFound
@@ -47,6 +48,13 @@ class _Entry:
     caller: Caller | None = None
 
 
+class Mark(NamedTuple):
+    """A state of `Keys`, to be asked about later."""
+
+    changes: int
+    directory: Directory
+
+
 class Keys:
     """All keys in memory by digest, followed one by one through the change feed."""
 
@@ -54,15 +62,17 @@ class Keys:
         if len(pepper) < _PEPPER_BYTES_MIN:
             raise ValueError(f"the pepper has {len(pepper)} bytes; {_PEPPER_BYTES_MIN} are the least")
         self._store = store
-        self._pepper = hmac.new(pepper, digestmod=hashlib.sha256)
+        self._pepper = pepper
         self._directory = directory
         self._clock = clock
         self._by_digest: dict[bytes, _Entry] = {}
         self._digests: dict[str, bytes] = {}
+        self._changes = 0
 
     async def load(self) -> None:
         """Replace everything in memory by what the store holds."""
         found = await self._store.keys()
+        self._changes += 1
         self._by_digest = {digest: _Entry(key) for digest, key in found}
         self._digests = {key.id: digest for digest, key in found}
 
@@ -86,6 +96,14 @@ class Keys:
         if entry.caller is None:
             raise InvalidKey("orphaned", key_id=key.id)
         return entry.caller
+
+    def mark(self) -> "Mark":
+        """What is known of keys and of whom they belong to, as of now."""
+        return Mark(self._changes, self._directory())
+
+    def is_unchanged(self, mark: "Mark") -> bool:
+        """Whether whoever was identified then would be identified as the same now, but for expiry."""
+        return mark.changes == self._changes and mark.directory is self._directory()
 
     def revoked_among(self, key_ids: Iterable[str]) -> frozenset[str]:
         """Those of the keys that are known here and revoked."""
@@ -136,11 +154,10 @@ class Keys:
         return sorted((key for _, key in await self._store.keys()), key=lambda key: key.id)
 
     def _digest(self, presented: str) -> bytes:
-        keyed = self._pepper.copy()
-        keyed.update(hashlib.sha256(presented.encode(errors="replace")).digest())
-        return keyed.digest()
+        return hmac.digest(self._pepper, hashlib.sha256(presented.encode(errors="replace")).digest(), "sha256")
 
     def _keep(self, digest: bytes, key: Key) -> None:
+        self._changes += 1
         self._by_digest[digest] = _Entry(key)
         self._digests[key.id] = digest
 

@@ -5,12 +5,15 @@ Who counts is counters.py's: this process, or Redis for all of them. Money has i
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from governance.counters import UNIT, Claim, Counters, Scope, Standing, Taken
 from governance.directory import Directory
 from governance.errors import NeverFits, RateLimited, TokensLimited
 from governance.store import Allowance
 from kernel import Caller, Clock, new_id
+
+_KNOWN_MAX = 10_000
 
 
 @dataclass(slots=True)
@@ -24,27 +27,41 @@ class Permit:
     _claim: Claim | None = None
     _standings: Sequence[Standing] = ()
     observed: list[str] = field(default_factory=list)
-    _counted: int = 0
+    _more: int = 0
+    _headers: dict[str, str] | None = None
 
     def settle_tokens(self, actual: int) -> None:
-        """Count what was really used instead of the estimate, before `release`. More than fits delays later calls."""
-        if self._claim is not None and actual != self._counted:
-            self._counters.settle(self._claim, actual - self._counted)
-            self._counted = actual
+        """Let `release` count what was really used instead of the estimate. More than fits delays later calls."""
+        if self._claim is not None:
+            self._more = actual - self._claim.tokens
 
     def release(self) -> None:
         """The call is over."""
         claim, self._claim = self._claim, None
         if claim is not None:
-            self._counters.release(claim)
+            self._counters.release(claim, self._more)
 
     def headers(self) -> dict[str, str]:
         """The `x-ratelimit-*` headers, as of the taking, for the limit with the least left; none without a limit."""
-        return _headers(self._standings)
+        if self._headers is None:
+            self._headers = _headers(self._standings)
+        return self._headers
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What applies to one caller; worked out once, it holds while both limits are the objects they were."""
+
+    of_app: Allowance | None
+    of_key: Allowance | None
+    scopes: tuple[Scope, ...]
 
 
 class Limits:
-    """Lets calls through at the declared rates. key_limits: a key's own limits by its id."""
+    """Lets calls through at the declared rates. key_limits: a key's own limits by its id.
+
+    may_serve: raises where this process must let nobody through, because another one may be counting.
+    """
 
     def __init__(
         self,
@@ -53,38 +70,54 @@ class Limits:
         *,
         counters: Counters,
         clock: Clock,
+        may_serve: Callable[[], None] = lambda: None,
     ) -> None:
         self._directory = directory
         self._key_limits = key_limits
         self._counters = counters
         self._clock = clock
+        self._may_serve = may_serve
+        self._known: dict[tuple[str, str | None], _Known] = {}
+        # Nobody else counts under this name, so a number after it names a call.
+        self._name, self._numbers = new_id("permits"), count()
 
     async def take(self, caller: Caller, tokens: int) -> Permit:
         """One request with so many estimated tokens against every limit of the caller, or against none.
 
-        Raises RateLimited, of which NeverFits is one.
+        Raises RateLimited, of which NeverFits is one, and what `may_serve` raises.
         """
+        self._may_serve()
         app = self._directory().apps.get(caller.app or "")
-        scopes = tuple(self._scopes_of(caller, app.allowance if app else None))
+        scopes = self._scopes_of(caller, app.allowance if app else None)
         if not scopes:
             return Permit(self._counters)
-        claim = Claim(new_id("permit"), scopes, tokens)
+        claim = Claim(f"{self._name}-{next(self._numbers)}", scopes, tokens)
         taken = await self._counters.take(claim)
         if taken.admitted:
-            return Permit(self._counters, claim, taken.standings, _counted=tokens)
+            return Permit(self._counters, claim, taken.standings)
         refusals = list(_refusals(claim, taken))
         until = app.limits_observed_until if app else None
         if until is None or self._clock.now().date() > until:
             raise _worst(refusals, _headers(taken.standings))
         return Permit(self._counters, None, taken.standings, [refusal.message for refusal in refusals])
 
-    def _scopes_of(self, caller: Caller, of_app: Allowance | None) -> Iterator[Scope]:
-        place = caller.app or caller.key_id
-        if of_app is not None and of_app != Allowance():
-            yield Scope("app", place, place, of_app)
+    def _scopes_of(self, caller: Caller, of_app: Allowance | None) -> tuple[Scope, ...]:
         of_key = self._key_limits(caller.key_id)
-        if of_key is not None and of_key != Allowance():
-            yield Scope("key", caller.key_id, place, of_key)
+        known = self._known.get((caller.key_id, caller.app))
+        if known is None or known.of_app is not of_app or known.of_key is not of_key:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
+            known = _Known(of_app, of_key, tuple(_scopes(caller, of_app, of_key)))
+            self._known[caller.key_id, caller.app] = known
+        return known.scopes
+
+
+def _scopes(caller: Caller, of_app: Allowance | None, of_key: Allowance | None) -> Iterator[Scope]:
+    place = caller.app or caller.key_id
+    if of_app is not None and of_app != Allowance():
+        yield Scope("app", place, place, of_app)
+    if of_key is not None and of_key != Allowance():
+        yield Scope("key", caller.key_id, place, of_key)
 
 
 def _refusals(claim: Claim, taken: Taken) -> Iterator[RateLimited]:
@@ -134,19 +167,18 @@ def _reached(limit: str, label: str) -> str:
 
 def _headers(standings: Iterable[Standing]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for what in ("requests", "tokens"):
-        buckets = [
-            (max(0, limit - -(-getattr(each, what) // UNIT)), limit, -(-getattr(each, what) // limit))
-            for each in standings
-            if (limit := getattr(each.scope.allowance, f"{what}_per_minute"))
-        ]
+    requests, tokens = [], []
+    for each in standings:
+        if (limit := each.scope.allowance.requests_per_minute) is not None:
+            requests.append((max(0, limit - -(-each.requests // UNIT)), limit, -(-each.requests // limit)))
+        if (limit := each.scope.allowance.tokens_per_minute) is not None:
+            tokens.append((max(0, limit - -(-each.tokens // UNIT)), limit, -(-each.tokens // limit)))
+    for what, buckets in (("requests", requests), ("tokens", tokens)):
         if buckets:
             remaining, limit, reset = min(buckets)
-            found |= {
-                f"x-ratelimit-limit-{what}": str(limit),
-                f"x-ratelimit-remaining-{what}": str(remaining),
-                f"x-ratelimit-reset-{what}": duration(reset),
-            }
+            found[f"x-ratelimit-limit-{what}"] = str(limit)
+            found[f"x-ratelimit-remaining-{what}"] = str(remaining)
+            found[f"x-ratelimit-reset-{what}"] = duration(reset)
     return found
 
 

@@ -5,8 +5,8 @@ Budgets and rates are decided elsewhere, and whether an unknown model is a 404 i
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -16,6 +16,8 @@ from governance.errors import ApprovalRequired, Denied, ModelNotAllowed, PolicyD
 from kernel import Caller, Clock, DataClass, Document, Plan, Target
 
 _ALL = "*"
+_VERDICTS_MAX = 10_000
+_LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 
 
 class Condition(StrEnum):
@@ -89,6 +91,11 @@ class Rules:
             return None
         return self.granted_until.get((caller.app, model, caller.use_case))
 
+    def next_end(self, now: datetime) -> datetime:
+        """When the passing of time alone can next change a verdict: a grant ends, or a day that something lasts to."""
+        midnight = datetime.combine(now.date() + timedelta(days=1), time(), tzinfo=UTC)
+        return min([midnight, *(until for until in self.granted_until.values() if until > now)])
+
 
 def _places(body: wire.Policy) -> Iterator[tuple[str, str]]:
     # A list that holds `*` stands in one place only, so that no lookup finds the same policy twice.
@@ -114,6 +121,11 @@ class Verdict:
     rulings: tuple[Ruling, ...]
     observed: bool = False
 
+    @property
+    def allows_all(self) -> bool:
+        """Whether no ruling denies."""
+        return all(ruling.allowed for ruling in self.rulings)
+
     def as_json(self) -> dict[str, object]:
         """JSON values for the trail and for headers."""
         return {
@@ -130,6 +142,23 @@ class Verdict:
         }
 
 
+@dataclass(slots=True)
+class _Memory:
+    """Verdicts given under the same rules, by question; `until` the passing of time can change one."""
+
+    rules: Rules | None = None
+    directory: Directory | None = None
+    until: datetime = _LONG_AGO
+    verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict)
+
+
+def _question(caller: Caller, plan: Plan) -> tuple[object, ...]:
+    """Everything about a caller and a plan that a verdict depends on."""
+    names = tuple([target.name for target in plan.targets])
+    hidden = tuple([target.hidden for target in plan.targets])
+    return (caller.department, caller.app, caller.use_case, caller.data_class, names, hidden)
+
+
 class Policy:
     """Decides on the caller as it stands: raise its data class and set its use case first."""
 
@@ -137,14 +166,29 @@ class Policy:
         self._rules = rules
         self._directory = directory
         self._clock = clock
+        self._memory = _Memory()
 
     def visible(self, caller: Caller, target: Target) -> bool:
         """Whether the caller may know that the target exists."""
         return not target.hidden or bool(self._rules().opening(target.name, caller.department))
 
     def judge(self, caller: Caller, plan: Plan) -> Verdict:
-        """What policy says about every visible target of the plan. Never raises."""
-        rules, now = self._rules(), self._clock.now()
+        """What policy says about every visible target of the plan. Never raises.
+
+        The same question has the same answer until something is declared or a day or an approval ends, so it is kept.
+        """
+        rules, directory, now = self._rules(), self._directory(), self._clock.now()
+        memory, question = self._memory, _question(caller, plan)
+        if memory.rules is not rules or memory.directory is not directory or now >= memory.until:
+            memory = self._memory = _Memory(rules, directory, rules.next_end(now))
+        known = memory.verdicts.get(question)
+        if known is None:
+            if len(memory.verdicts) >= _VERDICTS_MAX:
+                memory.verdicts.clear()
+            known = memory.verdicts[question] = self._judge(caller, plan, rules, now)
+        return known
+
+    def _judge(self, caller: Caller, plan: Plan, rules: Rules, now: datetime) -> Verdict:
         rulings = tuple(_ruling(rules, caller, target, now=now) for target in plan if self.visible(caller, target))
         return Verdict(rulings, observed=self._observed(caller, now))
 
@@ -155,6 +199,8 @@ class Policy:
         While the app's policy is observed, only invisible targets are left out.
         """
         verdict = self.judge(caller, plan)
+        if verdict.allows_all and len(verdict.rulings) == len(plan.targets):
+            return plan, verdict
         kept = {ruling.target for ruling in verdict.rulings if ruling.allowed or verdict.observed}
         if not kept:
             raise self._denial(caller, plan.requested, verdict)

@@ -7,12 +7,15 @@ HTTP, no money and no documents.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
-from redis.asyncio import Redis
+import hiredis
+from redis.asyncio import Redis, SSLConnection
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import Connection as RedisConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -20,41 +23,50 @@ from redis.exceptions import RedisError
 from governance.counters import Claim, Taken
 from governance.memory import MemoryCounters
 from governance.metrics import LimitMetrics
-from governance.scripts import SCRIPTS, Command, read, release, reopen, settle, take
+from governance.redis_wire import Command, Connection, Place, Refused
+from governance.scripts import LEASE_SECONDS, SCRIPTS, end, read, reopen, take
 from kernel import Clock, new_id
 
 __all__ = ["LOST", "PubSub", "SharedCounters", "connect", "find_fault"]
 
 # uvloop raises RuntimeError where a transport is already closed.
-LOST = (RedisError, OSError, TimeoutError, RuntimeError)
+LOST = (RedisError, hiredis.HiredisError, OSError, TimeoutError, RuntimeError)
 
 _log = logging.getLogger("penstock.limits")
 
 _ANSWER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+_RENEW_SECONDS = LEASE_SECONDS / 3
 # As long as it takes a full bucket to drain.
 _WARY_SECONDS = 60.0
-_STEPS_MAX = 10_000
-_BATCH_MAX = 500
+# What Redis can answer in time, with a margin for the other processes that ask it.
+_UNHEARD_MAX = 4_000
+# Names the memory that Redis counts in. It is asked behind every flight: where it is another one than at the begin of
+# the era, the flight was admitted by a Redis that had forgotten what it had let through.
 _EPOCH = "penstock:epoch"
+_WHICH: Command = ("GET", _EPOCH)
+
+
+class Emptied(ConnectionError):
+    """Redis answers, but it is not the one that was told: it lost its memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One command for Redis. answer: somebody waits for it. kept: it is still to be said when Redis was away."""
+    """One command for Redis and the claim it is about. answer: somebody waits for it."""
 
     command: Command
-    claim: Claim
+    claim: Claim | None = None
     answer: "asyncio.Future[Taken | None] | None" = None
-    kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Open:
-    """A call that is not over. era: during which Redis counted its tokens; None where this process did."""
+    """A call that is not over. era: during which Redis counted its tokens; told: Redis knows its permit."""
 
     claim: Claim
     era: int | None
+    told: bool
 
 
 def connect(url: str) -> Redis:
@@ -71,12 +83,22 @@ def connect(url: str) -> Redis:
 
 async def find_fault(url: str) -> str | None:
     """Why the Redis behind this URL cannot be used now; None where it can."""
+    connection = Connection((), _ANSWER_SECONDS)
     try:
-        async with asyncio.timeout(2 * _ANSWER_SECONDS), aclosing(connect(url)) as redis:
-            await _batch(redis, [("PING",)])
+        await connection.open(place_of(url))
     except LOST as lost:
-        return type(lost).__name__
+        return _name_of(lost)
+    connection.drop()
     return None
+
+
+def place_of(url: str) -> Place:
+    """What the URL says, read as the other client reads it, so that both mean the same server by it."""
+    pool = connect(url).connection_pool
+    made = pool.connection_class(**pool.connection_kwargs)
+    assert isinstance(made, RedisConnection), "settings allow no other"
+    tls = made.ssl_context.get() if isinstance(made, SSLConnection) else None
+    return Place(made.host, int(made.port), int(made.db), made.username, made.password, tls)
 
 
 class SharedCounters:
@@ -96,20 +118,25 @@ class SharedCounters:
         metrics: LimitMetrics,
         redis_now: Callable[[], int] = lambda: -1,
     ) -> None:
-        self._redis = connect(url)
+        self._place = place_of(url)
         self._clock = clock
         self._processes = processes
         self._metrics = metrics
         self._redis_now = redis_now
         self._local = MemoryCounters(clock)
+        self._connection: Connection | None = None
         self._open: dict[str, _Open] = {}
-        self._steps: deque[_Step] = deque()
-        self._flight: asyncio.Task[None] | None = None
+        self._steps: list[_Step] = []
+        self._unheard = 0
+        # Permits that Redis may take for open; whatever finds no place here expires there by itself.
+        self._ended: deque[Claim] = deque(maxlen=_UNHEARD_MAX)
         self._watch: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self._present: bool | None = None
         self._epoch: object = None
         self._era = 0
         self._wary_until = float("-inf")
+        self._renew_at = float("-inf")
 
     @property
     def is_shared(self) -> bool:
@@ -126,43 +153,57 @@ class SharedCounters:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        if self._flight is not None:
-            await asyncio.wait([self._flight], timeout=2 * _ANSWER_SECONDS)
-        await self._redis.aclose()
+        if self._connection is not None:
+            self._fly()
+            with suppress(*LOST):
+                await self._connection.ask([_WHICH])  # answered after everything before it
+            self._connection.drop()
 
     async def take(self, claim: Claim) -> Taken:
-        """Count the claim in all of its scopes, or in none. Never raises for Redis; waits 100 ms at most."""
-        taken: Taken | None = None
-        era: int | None = self._era
-        if self.is_shared and len(self._steps) < _STEPS_MAX:
-            taken = await self._asked(claim)
+        """Count the claim in all of its scopes, or in none. Never raises for Redis; waits about 100 ms at most."""
+        if not self.is_shared or self._unheard >= _UNHEARD_MAX:
+            return self._opened(claim, self._local.admit(self._share(claim)))
+        if self._clock.monotonic() < self._wary_until:
+            return await self._take_warily(claim)
+        era = self._era
+        taken = await self._asked(claim)
         if taken is None:
-            taken, era = self._local.admit(self._share(claim)), None
-        elif taken.admitted and self._clock.monotonic() < self._wary_until:
-            own = self._local.admit(self._share(claim))
-            if not own.admitted:
-                self._take_back(claim)
-                return own
-        elif taken.admitted:
-            self._local.count(claim)
+            return self._opened(claim, self._local.admit(self._share(claim)))
+        self._local.note(claim, taken, self._processes())
+        return self._opened(claim, taken, era)
+
+    def release(self, claim: Claim, difference: int = 0) -> None:
+        """The call is over; Redis hears of it now, or when it is back, as far as it knew of it."""
+        self._local.release(claim, difference)
+        found = self._open.pop(claim.permit, None)
+        if found is not None and found.told:
+            self._end(claim, difference if found.era == self._era else 0)
+
+    async def _take_warily(self, claim: Claim) -> Taken:
+        """By the share and by Redis; by the share first, because Redis would count what the share refuses."""
+        own, era = self._local.admit(self._share(claim)), self._era
+        if not own.admitted:
+            return own
+        try:
+            taken = await self._asked(claim)
+        except asyncio.CancelledError:
+            self._local.undo(claim)
+            raise
+        if taken is None:
+            return self._opened(claim, own)
+        if not taken.admitted:
+            self._local.undo(claim)
+        return self._opened(claim, taken, era)
+
+    def _opened(self, claim: Claim, taken: Taken, era: int | None = None) -> Taken:
         if taken.admitted:
-            self._open[claim.permit] = _Open(claim, era)
+            self._open[claim.permit] = _Open(claim, era, told=era is not None)
         return taken
 
-    def settle(self, claim: Claim, difference: int) -> None:
-        """Count so many tokens more, or fewer, where they were counted."""
-        self._local.settle(claim, difference)
-        found = self._open.get(claim.permit)
-        if found is not None and found.era == self._era and self.is_shared:
-            self._say(_Step(settle(claim, difference, self._redis_now()), claim))
+    def _share(self, claim: Claim) -> Claim:
+        return claim.share(self._processes())
 
-    def release(self, claim: Claim) -> None:
-        """The call is over; Redis hears of it now, or when it is back."""
-        self._local.release(claim)
-        if self._open.pop(claim.permit, None) is not None:
-            self._release(claim)
-
-    # What is said to Redis: one batch at a time, in order; while it is away, the next gathers
+    # What is said to Redis: all of one tick in one flight, and behind it the question which memory it was said to
 
     async def _asked(self, claim: Claim) -> Taken | None:
         """What Redis answers; None: it does not. Whoever stops waiting takes nothing."""
@@ -173,127 +214,132 @@ class SharedCounters:
         except asyncio.CancelledError:
             # Where it was cancelled before the answer came, `_hear` sees that nobody waits.
             if not answer.cancelled() and (taken := answer.result()) and taken.admitted:
-                self._take_back(claim)
+                self._end(claim, -claim.tokens)
             raise
 
+    def _end(self, claim: Claim, difference: int) -> None:
+        if not self.is_shared:
+            self._ended.append(claim)
+        elif self._unheard >= _UNHEARD_MAX:
+            self._metrics.dropped()  # an open call that nobody renews ends by itself
+        elif difference or any(scope.allowance.concurrent for scope in claim.scopes):
+            self._say(_Step(end(claim, difference, self._redis_now()), claim))
+
     def _say(self, step: _Step) -> None:
-        if not (self.is_shared or step.kept):
-            return
-        if len(self._steps) >= _STEPS_MAX:
-            self._metrics.dropped()
-            return
+        self._unheard += 1
         self._steps.append(step)
-        self._fly()
+        if len(self._steps) == 1:
+            asyncio.get_running_loop().call_soon(self._fly)
 
     def _fly(self) -> None:
-        if self.is_shared and self._steps and (self._flight is None or self._flight.done()):
-            self._flight = asyncio.create_task(self._send(), name="limits: to Redis")
+        steps, self._steps = self._steps, []
+        if self._connection is None:
+            self._give_up(steps)
+        elif steps:
+            flight = self._connection.ask([*[step.command for step in steps], _WHICH])
+            flight.add_done_callback(partial(self._land, steps, self._epoch))
 
-    async def _send(self) -> None:
-        sent: list[_Step] = []
-        try:
-            while self._steps and self.is_shared:
-                waiting = [self._steps.popleft() for _ in range(min(len(self._steps), _BATCH_MAX))]
-                sent = [step for step in waiting if step.answer is None or not step.answer.cancelled()]
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    answers = await _batch(self._redis, [step.command for step in sent])
-                for step, answer in zip(sent, answers, strict=True):
-                    self._hear(step, answer)
-                sent = []
-        except LOST as lost:
-            self._lose(lost, sent)
-            sent = []
-        finally:
-            # Whatever ends this task, nobody is left waiting.
-            if sent:
-                self._lose(RuntimeError("ended"), sent)
-
-    def _hear(self, step: _Step, answer: object) -> None:
-        if step.answer is None:
+    def _land(self, steps: Sequence[_Step], epoch: object, flight: "asyncio.Future[list[object]]") -> None:
+        lost = flight.exception()
+        if lost is None:
+            *answers, found = flight.result()
+            lost = None if found == epoch else Emptied()
+        if lost is not None:
+            self._give_up(steps)
+            self._lose(lost)
             return
+        self._unheard -= len(steps)
+        for step, answer in zip(steps, answers, strict=True):
+            if step.answer is not None:
+                self._hear(step, step.answer, answer)
+
+    def _hear(self, step: _Step, waiting: "asyncio.Future[Taken | None]", answer: object) -> None:
         assert isinstance(answer, list)
+        assert step.claim is not None
         taken = read(step.claim, answer)
-        if not step.answer.done():
-            step.answer.set_result(taken)
+        if not waiting.done():
+            waiting.set_result(taken)
         elif taken.admitted:
-            self._take_back(step.claim)
+            self._end(step.claim, -step.claim.tokens)
 
-    def _take_back(self, claim: Claim) -> None:
-        self._say(_Step(settle(claim, -claim.tokens, self._redis_now()), claim))
-        self._release(claim)
+    def _give_up(self, steps: Iterable[_Step]) -> None:
+        """Redis may have heard these steps or not: who waits goes on without it, and permits are ended when it is back.
 
-    def _release(self, claim: Claim) -> None:
-        for command in release(claim):
-            self._say(_Step(command, claim, kept=True))
+        Whoever is let through here, or still is open, is told to it again after that.
+        """
+        for step in steps:
+            self._unheard -= 1
+            if step.claim is not None:
+                self._ended.append(step.claim)
+            if step.answer is not None and not step.answer.done():
+                step.answer.set_result(None)
 
     # Whether Redis is there
 
     async def _look_on(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._hurry.wait()
+            self._hurry.clear()
             await self._look()
 
     async def _look(self) -> None:
-        """See whether Redis is there, writes, and still has what it was told."""
+        """See whether Redis is there, writes, and still has what it was told; renew there what is open."""
         try:
-            async with asyncio.timeout(2 * _ANSWER_SECONDS):
-                loads = (("SCRIPT LOAD", script) for script in SCRIPTS)
-                _, epoch, *_ = await _batch(
-                    self._redis, [("SET", _EPOCH, new_id("epoch"), "NX"), ("GET", _EPOCH), *loads]
-                )
+            if self._connection is None:
+                self._connection = Connection(SCRIPTS, _ANSWER_SECONDS)
+                await self._connection.open(self._place)
+            connection = self._connection
+            _, epoch = await connection.ask([("SET", _EPOCH, new_id("epoch"), "NX"), _WHICH])
         except LOST as lost:
-            self._lose(lost, [])
+            self._lose(lost)
             return
-        self._find(epoch)
+        if connection is self._connection:  # else a flight found a doubt in the meantime
+            self._find(epoch)
 
-    def _lose(self, lost: Exception, sent: Sequence[_Step]) -> None:
+    def _lose(self, lost: BaseException) -> None:
         """From here on this process counts alone; who waits is answered so, and what is over is said later."""
+        if self._connection is not None:
+            self._connection.drop()
+            self._connection = None
         if self._present is not False:
             self._present, self._era = False, self._era + 1
             self._metrics.shared(now=False)
             _log.warning(
                 "limits: Redis is away (%s); this process keeps to its share, one of %d",
-                type(lost).__name__,
+                _name_of(lost),
                 self._processes(),
             )
-        waiting = [*sent, *self._steps]
-        self._steps = deque(step for step in waiting if step.kept)
-        for step in waiting:
-            if step.answer is None:
-                continue
-            # Redis may have admitted it without being heard; whoever is let through here is told to it again.
-            self._release(step.claim)
-            if not step.answer.done():
-                step.answer.set_result(None)
+        steps, self._steps = self._steps, []
+        self._give_up(steps)
+        if isinstance(lost, Emptied):
+            self._hurry.set()
 
     def _find(self, epoch: object) -> None:
         """Redis is there: from here on it counts, told anew of every open call if it was away or lost its memory."""
-        if self.is_shared and epoch == self._epoch:
-            return
-        if self._present is not None:
-            self._wary_until = self._clock.monotonic() + _WARY_SECONDS
-            _log.warning("limits: Redis %s; limits are shared again", "forgot" if self.is_shared else "is back")
-        self._present, self._epoch, self._era = True, epoch, self._era + 1
-        self._metrics.shared(now=True)
-        told_again = (
-            _Step(command, each.claim)
-            for each in self._open.values()
-            for command in reopen(each.claim, self._redis_now())
-        )
-        self._steps.extend(told_again)
-        self._fly()
+        now = self._clock.monotonic()
+        if not self.is_shared or epoch != self._epoch:
+            if self._present is not None:
+                self._wary_until = now + _WARY_SECONDS
+                _log.warning("limits: Redis %s; limits are shared again", "forgot" if self.is_shared else "is back")
+            self._present, self._epoch, self._era = True, epoch, self._era + 1
+            self._metrics.shared(now=True)
+            while self._ended:
+                claim = self._ended.popleft()
+                self._say(_Step(end(claim, 0, self._redis_now()), claim))
+            self._renew_at = now
+        if now >= self._renew_at:
+            self._renew_at = now + _RENEW_SECONDS
+            self._reopen()
 
-    def _share(self, claim: Claim) -> Claim:
-        return claim.share(self._processes())
+    def _reopen(self) -> None:
+        """Redis hears of every open call that it is open; what it does not hear of for a lease, it forgets."""
+        for each in self._open.values():
+            each.told = True
+        for command in reopen((each.claim for each in self._open.values()), self._redis_now()):
+            self._say(_Step(command))
 
 
-async def _batch(redis: Redis, commands: Sequence[Command]) -> list[object]:
-    """One round trip. Raises the first error that any command met, of `LOST`."""
-    async with redis.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command)
-        answers: list[object] = await pipeline.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
+def _name_of(lost: BaseException) -> str:
+    return str(lost) if isinstance(lost, Refused) else type(lost).__name__

@@ -3,6 +3,7 @@
 What a kind's fields mean, and whether all documents together make sense, is for those who own the kinds.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,6 +70,7 @@ class Register:
     """All declared documents. kinds: the pydantic class that validates each kind's body.
 
     check: receives the set of documents that would be in force and raises InvalidDeclaration where it makes no sense.
+    It is called in a thread, because it takes long where much is declared.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Register:
         normal = self._normalised(wanted)
         archive = await self._store.archive()
         outcome = self._outcome(archive, normal, author="", at=self._clock.now(), prune=prune)
-        self._check(outcome.documents)
+        await asyncio.to_thread(self._check, outcome.documents)
         return outcome.changes
 
     async def apply(self, wanted: Sequence[Declaration], by: str, *, prune: bool = False) -> list[Change]:
@@ -162,7 +164,7 @@ class Register:
         changed = [change for change in outcome.changes if change.action is not Action.UNCHANGED]
         if not changed:
             return
-        self._check(outcome.documents)
+        await asyncio.to_thread(self._check, outcome.documents)
         if written := outcome.written:
             await transaction.write(written)
         if outcome.withdrawn:

@@ -5,15 +5,16 @@ by expiry, both gone by themselves when they are idle.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from governance.counters import UNIT, Claim, Scope, Standing, Taken
+from governance.redis_wire import Command
 
-Command = tuple[str | int, ...]
-
-# Longer than any turn may take, so that only a dead process's permits ever expire.
-_LEASE_MILLISECONDS = 900_000
+# Living processes renew the permits of open calls three times within it, so that only a dead one's ever expire.
+LEASE_SECONDS = 30
+_LEASE_MILLISECONDS = LEASE_SECONDS * 1000
+_PERMITS_MAX = 500
 
 # ARGV[1], everywhere: milliseconds, or -1 for Redis' own clock.
 _NOW = """
@@ -24,9 +25,11 @@ if now < 0 then
 end
 """
 
-# Per scope: a hash of levels, and a sorted set of permits by expiry.
+# ARGV from 2 on: permits.
 _REOPEN = f"""{_NOW}
-redis.call('ZADD', KEYS[1], now + {_LEASE_MILLISECONDS}, ARGV[2])
+for i = 2, #ARGV do
+  redis.call('ZADD', KEYS[1], now + {_LEASE_MILLISECONDS}, ARGV[i])
+end
 redis.call('PEXPIRE', KEYS[1], {_LEASE_MILLISECONDS})
 """
 
@@ -83,66 +86,65 @@ end
 return answer
 """
 
-# ARGV[2]: tokens more, or fewer, then two limits per scope.
-_SETTLE = f"""{_BUCKETS}
-for i = 1, #KEYS do
-  local rpm, tpm = tonumber(ARGV[2 * i + 1]), tonumber(ARGV[2 * i + 2])
-  local requests, tokens = levels(KEYS[i], rpm, tpm)
-  if tpm > 0 then tokens = math.max(0, tokens + tonumber(ARGV[2]) * {UNIT}) end
-  keep(KEYS[i], requests, tokens, rpm, tpm)
+# ARGV[2]: the permit, ARGV[3]: tokens more, or fewer, then three limits per scope.
+_END = f"""{_BUCKETS}
+local difference = tonumber(ARGV[3])
+for i = 1, #KEYS / 2 do
+  local rpm, tpm, most = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3])
+  if tpm > 0 and difference ~= 0 then
+    local requests, tokens = levels(KEYS[2 * i - 1], rpm, tpm)
+    keep(KEYS[2 * i - 1], requests, math.max(0, tokens + difference * {UNIT}), rpm, tpm)
+  end
+  if most > 0 then redis.call('ZREM', KEYS[2 * i], ARGV[2]) end
 end
 """
 
-SCRIPTS = (_TAKE, _SETTLE, _REOPEN)
+SCRIPTS = (_TAKE, _END, _REOPEN)
 
 
 def take(claim: Claim, now: int) -> Command:
     """Count the claim in all of its scopes, or in none; `read` understands the answer. now: milliseconds, or -1."""
-    keys = [key for scope in claim.scopes for key in (_levels(scope), _calls(scope))]
-    limits = [limit for scope in claim.scopes for limit in (*_rates(scope), scope.allowance.concurrent or 0)]
-    return ("EVALSHA", _sha(_TAKE), len(keys), *keys, now, claim.permit, claim.tokens, *limits)
+    return _on_scopes(_TAKE, claim, now, claim.tokens)
 
 
-def settle(claim: Claim, difference: int, now: int) -> Command:
-    """Count so many tokens more, or fewer, in all scopes."""
-    keys = [_levels(scope) for scope in claim.scopes]
-    rates = [rate for scope in claim.scopes for rate in _rates(scope)]
-    return ("EVALSHA", _sha(_SETTLE), len(keys), *keys, now, difference, *rates)
+def end(claim: Claim, difference: int, now: int) -> Command:
+    """The claim's permit is no longer open, and so many tokens more, or fewer, were used."""
+    return _on_scopes(_END, claim, now, difference)
 
 
-def release(claim: Claim) -> Iterator[Command]:
-    """The claim's permit is no longer open; once or more often is the same."""
-    for scope in claim.scopes:
-        if scope.allowance.concurrent:
-            yield ("ZREM", _calls(scope), claim.permit)
-
-
-def reopen(claim: Claim, now: int) -> Iterator[Command]:
-    """The claim's permit is open, whatever Redis thinks of it and of the limit."""
-    for scope in claim.scopes:
-        if scope.allowance.concurrent:
-            yield ("EVALSHA", _sha(_REOPEN), 1, _calls(scope), now, claim.permit)
+def reopen(claims: Iterable[Claim], now: int) -> Iterator[Command]:
+    """The claims' permits are open for a lease from now, whatever Redis thinks of them and of the limits."""
+    permits: dict[str, list[str]] = {}
+    for claim in claims:
+        for scope in claim.scopes:
+            if scope.allowance.concurrent:
+                permits.setdefault(f"{_place(scope)}:calls", []).append(claim.permit)
+    for key, all_of_it in permits.items():
+        for at in range(0, len(all_of_it), _PERMITS_MAX):
+            yield ("EVALSHA", _sha(_REOPEN), 1, key, now, *all_of_it[at : at + _PERMITS_MAX])
 
 
 def read(claim: Claim, answer: Sequence[int]) -> Taken:
     """What `take` was answered."""
-    admitted, *numbers = answer
-    triples = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
-    standings = (Standing(scope, *triple) for scope, triple in zip(claim.scopes, triples, strict=True))
-    return Taken(admitted == 1, tuple(standings))
+    standings = [
+        Standing(scope, *answer[at : at + 3]) for scope, at in zip(claim.scopes, range(1, len(answer), 3), strict=True)
+    ]
+    return Taken(answer[0] == 1, tuple(standings))
 
 
-def _rates(scope: Scope) -> tuple[int, int]:
-    return scope.allowance.requests_per_minute or 0, scope.allowance.tokens_per_minute or 0
+def _on_scopes(script: str, claim: Claim, now: int, tokens: int) -> Command:
+    keys: list[str] = []
+    limits: list[int] = []
+    for scope in claim.scopes:
+        place, own = _place(scope), scope.allowance
+        keys += (f"{place}:levels", f"{place}:calls")
+        limits += (own.requests_per_minute or 0, own.tokens_per_minute or 0, own.concurrent or 0)
+    return ("EVALSHA", _sha(script), len(keys), *keys, now, claim.permit, tokens, *limits)
 
 
 # The braces keep an app's counters on one node of a cluster, where one script may touch them all.
-def _levels(scope: Scope) -> str:
-    return f"penstock:{{{scope.place}}}:{scope.kind}:{scope.name}:levels"
-
-
-def _calls(scope: Scope) -> str:
-    return f"penstock:{{{scope.place}}}:{scope.kind}:{scope.name}:calls"
+def _place(scope: Scope) -> str:
+    return f"penstock:{{{scope.place}}}:{scope.kind}:{scope.name}"
 
 
 @cache

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Delete, Insert, Row, Update, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -18,6 +18,8 @@ from kernel import AuditRecord, AuditSink, Clock, Document, Role, StoreUnavailab
 from kernel.db import reading
 
 _COUNTER_ID = 1
+# What is read whole grows with the company: it may take so many times as long as a single answer.
+_WHOLE = 10
 # Both stores take a few thousand bound values in one statement; this stays far below.
 _IDS_PER_STATEMENT = 500
 _DOCUMENT = (
@@ -33,12 +35,16 @@ _KEY = tuple(KeyRow.__table__.columns)
 
 
 class SqlTransaction:
-    """A change under way: it holds the counter's lock until it ends. Made by `SqlStore.writing` only."""
+    """A change under way: it holds the counter's lock until it ends. Made by `SqlStore.writing` only.
 
-    def __init__(self, connection: AsyncConnection, at: datetime, version: int) -> None:
+    timeout_seconds bounds each of its steps; between them it may think.
+    """
+
+    def __init__(self, connection: AsyncConnection, at: datetime, version: int, *, timeout_seconds: float) -> None:
         self._connection = connection
         self._at = at
         self._version = version
+        self._timeout_seconds = timeout_seconds
         self.records: list[AuditRecord] = []
 
     @property
@@ -53,58 +59,58 @@ class SqlTransaction:
 
     async def archive(self) -> Archive:
         """All documents, as they stand under this transaction's lock."""
-        return await _archive(self._connection)
+        async with asyncio.timeout(self._timeout_seconds * _WHOLE):
+            return await _archive(self._connection)
 
     async def write(self, documents: Sequence[Document]) -> None:
         """Add versions."""
-        await self._connection.execute(
-            insert(DocumentRow), [_document_values(each) | {"body": canonical_json(each.body)} for each in documents]
-        )
+        rows = [_document_values(each) | {"body": canonical_json(each.body)} for each in documents]
+        async with asyncio.timeout(self._timeout_seconds * _WHOLE):
+            await self._connection.execute(insert(DocumentRow), rows)
 
     async def withdraw(self, documents: Sequence[Document]) -> None:
         """Add versions that say: no longer in force."""
-        await self._connection.execute(
-            insert(DocumentRow), [_document_values(each) | {"body": None} for each in documents]
-        )
+        rows = [_document_values(each) | {"body": None} for each in documents]
+        async with asyncio.timeout(self._timeout_seconds * _WHOLE):
+            await self._connection.execute(insert(DocumentRow), rows)
 
     async def add_key(self, digest: bytes, key: Key) -> None:
         """Add a key."""
-        await self._connection.execute(insert(KeyRow).values(_key_values(digest, key)))
+        await self._execute(insert(KeyRow).values(_key_values(digest, key)))
 
     async def revoke_key(self, key_id: str, by: str) -> bool:
         """Revoke a key that is not yet revoked; whether there was one."""
-        done = await self._connection.execute(
-            update(KeyRow)
-            .where(KeyRow.id == key_id, KeyRow.revoked_at.is_(None))
-            .values(revoked_at=self._at, revoked_by=by)
-        )
-        return done.rowcount == 1
+        unrevoked = update(KeyRow).where(KeyRow.id == key_id, KeyRow.revoked_at.is_(None))
+        return await self._execute(unrevoked.values(revoked_at=self._at, revoked_by=by)) == 1
 
     async def put_credential(self, name: str, sealed: bytes, by: str) -> None:
         """Add or replace a credential."""
         await self.remove_credential(name)
-        await self._connection.execute(insert(CredentialRow).values(name=name, sealed=sealed, author=by, at=self._at))
+        await self._execute(insert(CredentialRow).values(name=name, sealed=sealed, author=by, at=self._at))
 
     async def remove_credential(self, name: str) -> bool:
         """Remove a credential; whether there was one."""
-        done = await self._connection.execute(delete(CredentialRow).where(CredentialRow.name == name))
-        return done.rowcount == 1
+        return await self._execute(delete(CredentialRow).where(CredentialRow.name == name)) == 1
 
     async def note(self, kind: str, ref: str | None, record: AuditRecord) -> None:
         """Put the change in the feed and its record in the trail."""
         self._version += 1
-        await self._connection.execute(insert(ChangeRow).values(version=self._version, kind=kind, ref=ref, at=self._at))
-        await self._connection.execute(
-            update(ChangeCounterRow).where(ChangeCounterRow.id == _COUNTER_ID).values(version=self._version)
-        )
+        await self._execute(insert(ChangeRow).values(version=self._version, kind=kind, ref=ref, at=self._at))
+        counter = update(ChangeCounterRow).where(ChangeCounterRow.id == _COUNTER_ID)
+        await self._execute(counter.values(version=self._version))
         self.records.append(record)
+
+    async def _execute(self, statement: Insert | Update | Delete) -> int:
+        async with asyncio.timeout(self._timeout_seconds):
+            return (await self._connection.execute(statement)).rowcount
 
 
 class SqlStore:
     """The one door through which a process administers: its changes wait for one another, since a chain has one writer.
 
     audit: this process's chain for administration; nothing else may append to it. committed: told the version of every
-    change that is durable; it must not fail.
+    change that is durable; it must not fail. timeout_seconds bounds the wait for any one answer of the store's, ten
+    times it where everything is read: a connection may be dead without saying so.
     """
 
     def __init__(
@@ -114,12 +120,14 @@ class SqlStore:
         *,
         clock: Clock,
         committed: Callable[[int], Awaitable[None]] | None = None,
+        timeout_seconds: float = 5.0,
     ) -> None:
         self._engine = engine
         self._reading = reading(engine)
         self._audit = audit
         self._clock = clock
         self._committed = committed
+        self._timeout_seconds = timeout_seconds
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
@@ -128,11 +136,13 @@ class SqlStore:
         head = None
         async with self._lock:
             try:
-                async with reachable(), self._engine.begin() as connection:
-                    transaction = SqlTransaction(connection, self._clock.now(), await _locked_version(connection))
+                async with reachable(), self._engine.connect() as connection:
+                    transaction = await self._begun(connection)
                     yield transaction
-                    if transaction.records:
-                        head = await self._audit.append(connection, transaction.records)
+                    async with asyncio.timeout(self._timeout_seconds * _WHOLE):
+                        if transaction.records:
+                            head = await self._audit.append(connection, transaction.records)
+                        await connection.commit()
             except BaseException:
                 # A cancelled commit may have happened or not: only the store knows where the chain ends.
                 self._audit.forget()
@@ -142,9 +152,20 @@ class SqlStore:
         if head is not None and self._committed is not None:
             await self._committed(transaction.version)
 
+    async def _begun(self, connection: AsyncConnection) -> SqlTransaction:
+        async with asyncio.timeout(self._timeout_seconds):
+            version, at = await _locked_version(connection), self._clock.now()
+        return SqlTransaction(connection, at, version, timeout_seconds=self._timeout_seconds)
+
+    def _single(self) -> AbstractAsyncContextManager[None]:
+        return reachable(self._timeout_seconds)
+
+    def _whole(self) -> AbstractAsyncContextManager[None]:
+        return reachable(self._timeout_seconds * _WHOLE)
+
     async def version(self) -> int:
         """The version of the newest change; 0 before the first."""
-        async with reachable(), self._reading.connect() as connection:
+        async with self._single(), self._reading.connect() as connection:
             return await connection.scalar(select(ChangeCounterRow.version)) or 0
 
     async def changes_since(self, version: int, *, limit: int) -> list[ChangeNote]:
@@ -155,12 +176,12 @@ class SqlStore:
             .order_by(ChangeRow.version)
             .limit(limit)
         )
-        async with reachable(), self._reading.connect() as connection:
+        async with self._single(), self._reading.connect() as connection:
             return [ChangeNote(*row) for row in await connection.execute(statement)]
 
     async def archive(self) -> Archive:
         """All documents, durable ones only."""
-        async with reachable(), self._reading.connect() as connection:
+        async with self._whole(), self._reading.connect() as connection:
             return await _archive(connection)
 
     async def history(self, kind: str, name: str) -> list[Document]:
@@ -170,13 +191,14 @@ class SqlStore:
             .where(DocumentRow.kind == kind, DocumentRow.name == name, DocumentRow.body.is_not(None))
             .order_by(DocumentRow.version)
         )
-        async with reachable(), self._reading.connect() as connection:
+        async with self._whole(), self._reading.connect() as connection:
             return [_document(row) for row in await connection.execute(statement)]
 
     async def keys(self, key_ids: Iterable[str] | None = None) -> list[tuple[bytes, Key]]:
         """The given keys, or all, each behind its digest."""
         found: list[tuple[bytes, Key]] = []
-        async with reachable(), self._reading.connect() as connection:
+        bounded = self._whole() if key_ids is None else self._single()
+        async with bounded, self._reading.connect() as connection:
             if key_ids is None:
                 return [_key(row) for row in await connection.execute(select(*_KEY))]
             wanted = list(key_ids)
@@ -187,19 +209,23 @@ class SqlStore:
 
     async def credentials(self) -> dict[str, bytes]:
         """All sealed credentials by name."""
-        async with reachable(), self._reading.connect() as connection:
+        async with self._whole(), self._reading.connect() as connection:
             rows = await connection.execute(select(CredentialRow.name, CredentialRow.sealed))
             return {name: bytes(sealed) for name, sealed in rows}
 
 
 @asynccontextmanager
-async def reachable() -> AsyncIterator[None]:
-    """Raises StoreUnavailable for what goes wrong around the store; what our own statements did wrong stays a bug."""
+async def reachable(seconds: float | None = None) -> AsyncIterator[None]:
+    """Raises StoreUnavailable for what goes wrong around the store; what our own statements did wrong stays a bug.
+
+    seconds: how long the store may take; None: whoever asks bounds it.
+    """
     try:
-        yield
+        async with asyncio.timeout(seconds):
+            yield
     except (IntegrityError, ProgrammingError, DataError):
         raise
-    except (DBAPIError, PoolTimeout, OSError) as fault:
+    except (DBAPIError, PoolTimeout, OSError, TimeoutError) as fault:
         raise StoreUnavailable("The state of record cannot be reached; try again.") from fault
 
 

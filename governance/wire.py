@@ -48,6 +48,7 @@ class Observe(_Declared):
 
     policy: date | None = None
     limits: date | None = None
+    scan: date | None = None
 
 
 class App(_Declared):
@@ -90,6 +91,12 @@ class Grant(_Declared):
     reason: Line
 
 
+class Detector(_Declared):
+    """What the content scan raises a request to where it finds something of this name; null: it is not looked for."""
+
+    data_class: DataClassLabel | None
+
+
 KINDS: Mapping[str, type[BaseModel]] = MappingProxyType(
     {
         "department": Department,
@@ -98,5 +105,6 @@ KINDS: Mapping[str, type[BaseModel]] = MappingProxyType(
         "user": User,
         "policy": Policy,
         "grant": Grant,
+        "detector": Detector,
     }
 )

@@ -7,10 +7,11 @@ from kernel.documents import Document
 from kernel.errors import InvalidDeclaration, PlatformError, StoreUnavailable
 from kernel.ids import new_id
 from kernel.money import NANO_PER_USD, NanoUSD, format_usd
-from kernel.turn import ChatReply, ChatRequest, Chunk, Component, Hints, Plan, Target, Usage
+from kernel.turn import NO_HINTS, ChatReply, ChatRequest, Chunk, Component, Hints, Plan, Target, Usage
 
 __all__ = [
     "NANO_PER_USD",
+    "NO_HINTS",
     "AuditRecord",
     "AuditSink",
     "Caller",

@@ -1,21 +1,20 @@
 """The audit trail as other folders see it: what a record says, and how it joins somebody else's transaction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
+class AuditRecord(Struct, frozen=True):
     """One fact for the trail. `body` holds JSON values and never content, keys or credentials.
 
     event: `turn.admitted`, `turn.refused`, `turn.ended`, `turn.swept` or `admin.<what>`.
     """
 
     event: str
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = {}
     turn_id: str | None = None
     app: str | None = None
     department: str | None = None
@@ -30,9 +29,12 @@ class ChainHead:
 
 
 class AuditSink(Protocol):
-    """A writer's chain. One task at a time appends to it; losing it means refusing."""
+    """A writer's chain. One task at a time appends to it; losing it means refusing.
 
-    async def append(self, connection: AsyncConnection, records: Sequence[AuditRecord]) -> ChainHead:
+    connection: of the driver or library that the sink was made for, which only the wiring knows.
+    """
+
+    async def append(self, connection: Any, records: Sequence[AuditRecord]) -> ChainHead:
         """Write the records within the transaction open on `connection`; nothing counts until `advance`."""
         ...
 

@@ -1,7 +1,8 @@
 """Who asks, for which department, with which rights. Identity is proven elsewhere; this is its result."""
 
-from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
+
+from msgspec import Struct, structs
 
 
 class DataClass(IntEnum):
@@ -31,8 +32,7 @@ class Role(StrEnum):
     MEMBER = "member"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """An authenticated key with everything the five beats need to know about it.
 
     `app` is None for a person's or an operator's key: such a caller administers, it does not chat.
@@ -51,4 +51,8 @@ class Caller:
 
     def raised(self, data_class: DataClass) -> "Caller":
         """The caller with the higher of its own and the given data class."""
-        return replace(self, data_class=max(self.data_class, data_class))
+        return structs.replace(self, data_class=data_class) if data_class > self.data_class else self
+
+    def acting_for(self, use_case: str) -> "Caller":
+        """The caller in a turn for this use case."""
+        return self if use_case == self.use_case else structs.replace(self, use_case=use_case)

@@ -5,6 +5,8 @@ import threading
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+_SHIFTS = tuple(range(120, -1, -10))
 
 
 class _Entropy(threading.local):
@@ -32,4 +34,4 @@ def new_id(prefix: str) -> str:
     A process that forks must not share the buffer: the server's processes are started, never forked.
     """
     number = (time.time_ns() // 1_000_000 << 80) | _entropy.take()
-    return prefix + "_" + "".join([_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5)])
+    return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])

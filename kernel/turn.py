@@ -1,10 +1,9 @@
 """One request as it crosses the floors: raw bytes plus the few facts we read from them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from msgspec import Raw
+from msgspec import Raw, Struct, structs
 
 from kernel.caller import DataClass
 
@@ -31,8 +30,7 @@ class Component(StrEnum):
 _OUTPUTS = frozenset({Component.OUTPUT, Component.REASONING, Component.AUDIO_OUTPUT})
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Tokens by disjoint component, as the provider reported them."""
 
     tokens: Mapping[Component, int]
@@ -48,8 +46,7 @@ class Usage:
         return sum(count for part, count in self.tokens.items() if part.is_output)
 
 
-@dataclass(frozen=True, slots=True)
-class Hints:
+class Hints(Struct, frozen=True):
     """What the caller said about its request, beside the request itself."""
 
     use_case: str | None = None
@@ -60,8 +57,10 @@ class Hints:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+NO_HINTS = Hints()
+
+
+class ChatRequest(Struct, frozen=True):
     """A chat request whose unknown fields stay the bytes they were.
 
     fields: top-level members as raw JSON, hints removed. model: the name as the caller wrote it.
@@ -77,15 +76,19 @@ class ChatRequest:
     choices: int = 1
     input_tokens_max: int | None = 0
     output_tokens_max: int | None = None
-    hints: Hints = field(default_factory=Hints)
+    hints: Hints = NO_HINTS
+
+    @property
+    def size(self) -> int:
+        """Bytes of all members together."""
+        return sum([len(memoryview(raw)) for raw in self.fields.values()])
 
     def limited(self, output_tokens_max: int) -> "ChatRequest":
         """The request with a ceiling on its answer, because no more than that is set aside."""
-        return replace(self, output_tokens_max=output_tokens_max)
+        return structs.replace(self, output_tokens_max=output_tokens_max)
 
 
-@dataclass(frozen=True, slots=True)
-class ChatReply:
+class ChatReply(Struct, frozen=True):
     """A whole answer: the body to hand on, what it used (None: the provider did not say) and the provider's id."""
 
     body: bytes
@@ -93,13 +96,13 @@ class ChatReply:
     provider_request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """One server-sent event of a streamed answer.
 
     data: the JSON of the event. usage: set where this event carries it. content: whether the caller is
     given something by it, after which no other target may answer. usage_only: an event that exists only to
-    carry usage, kept from callers who did not ask for it.
+    carry usage, kept from callers who did not ask for it. final: its usage is the last word, since everything that
+    it counts has come; any other usage is a running count.
     """
 
     data: bytes
@@ -107,10 +110,10 @@ class Chunk:
     content: bool = True
     usage_only: bool = False
     provider_request_id: str | None = None
+    final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """A model on a provider, as the plan names it.
 
     name: the name callers, policies, prices and books use. context_tokens bounds prompt and answer together.
@@ -129,8 +132,7 @@ class Target:
     prompt_overhead_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Targets in the order in which they will be tried, the name that led to them, and in words how it did."""
 
     requested: str

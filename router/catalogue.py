@@ -30,6 +30,9 @@ class Provider:
     answer_seconds: float
     event_seconds: float
     total_seconds: float
+    ca_certificates: str | None
+    client_certificate: str | None
+    proxy: str | None
     draining: bool
 
 
@@ -77,6 +80,10 @@ class Catalogue:
     def provider(self, name: str) -> Provider:
         """The provider that a target of this catalogue names; KeyError for any other."""
         return self.providers[name]
+
+    def knows(self, name: str) -> bool:
+        """Whether a model or an alias has this name."""
+        return name in self.targets or name in self.aliases
 
     def names(self) -> tuple[str, ...]:
         """All models and aliases, sorted."""

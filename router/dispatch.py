@@ -1,7 +1,7 @@
 """What an upstream is given and how it is bounded. The door is upstreams.py; nothing here sends anything."""
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kernel import ChatReply, ChatRequest, Chunk, Target
@@ -12,14 +12,15 @@ from router.catalogue import Provider
 class UpstreamSettings:
     """What no answer and no crowd of requests may exceed.
 
-    connections_max is over all providers. drain_seconds is how long a connection may take to finish after the last
-    event, in order to be used again.
+    Connections are bounded by the turns that the edge lets in and not here, where one provider that stalls would
+    take them from all others. error_seconds is how long the body of an error status may take, drain_seconds how long
+    a connection may take to finish after the last event, in order to be used again.
     """
 
-    connections_max: int = 2000
     event_bytes_max: int = 4 * 1024 * 1024
     reply_bytes_max: int = 32 * 1024 * 1024
     error_bytes_max: int = 64 * 1024
+    error_seconds: float = 1.0
     drain_seconds: float = 0.1
     keepalive_seconds: float = 15.0
 
@@ -38,13 +39,17 @@ class UpstreamCall:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """One request on its way to one target, with everything that is needed to get there."""
+    """One request on its way to one target, with everything that is needed to get there.
+
+    client_certificate: PEM of a chain and its key, to show to the provider.
+    """
 
     provider: Provider
-    credential: str | None
+    credential: str | None = field(repr=False)
     target: Target
     request: ChatRequest
     call: UpstreamCall
+    client_certificate: str | None = field(default=None, repr=False)
 
 
 class Upstream(Protocol):

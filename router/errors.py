@@ -21,12 +21,18 @@ class UpstreamError(PlatformError):
     """A target did not answer as it should.
 
     unbilled: nothing was ever sent, or the provider refused; otherwise it may send an invoice for the attempt.
-    curable: another target may do better with the same request.
+    curable: another target may do better with the same request. blames: it counts against the target's health.
     """
 
     status, code, log_level = 502, "upstream_error", logging.WARNING
     unbilled: bool = False
     curable: bool = True
+    blames: bool = True
+
+    def _told(self, *, unbilled: bool) -> None:
+        """What is known of this one: what may be billed is not retryable, or a client that retries pays twice."""
+        self.unbilled = unbilled
+        vars(self).update(retryable=unbilled)  # laid over the class's own
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -37,27 +43,24 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """The target took longer than its provider declares; the message names the phase that ran out.
-
-    Not retryable once sent: the provider may bill what it made, and a client that retries pays twice.
-    """
+    """The target took longer than its provider declares; the message names the phase that ran out."""
 
     status, code = 504, "upstream_timeout"
 
     def __init__(self, target: str, phase: str, *, sent: bool) -> None:
         super().__init__(f"The target `{target}` ran out of time in the phase `{phase}`.")
-        self.unbilled = not sent
+        self._told(unbilled=not sent)
 
 
 class UpstreamFailed(UpstreamError):
     """The provider answered with an error status that says nothing against the request itself."""
 
-    retryable = True
-
-    def __init__(self, target: str, status: int) -> None:
-        super().__init__(f"The target `{target}` answered with status {status}.")
+    def __init__(self, target: str, status: int, retry_after_seconds: float | None = None) -> None:
+        super().__init__(
+            f"The target `{target}` answered with status {status}.", retry_after_seconds=retry_after_seconds
+        )
         # A proxy in front of a provider says 408 and 504 while the model may still be at work.
-        self.unbilled = status >= 400 and status not in {408, 504}  # noqa: PLR2004 - the first error status
+        self._told(unbilled=status >= 400 and status not in {408, 504})  # noqa: PLR2004 - the first error status
 
 
 class UpstreamBusy(UpstreamError):
@@ -93,6 +96,12 @@ class UpstreamBroken(UpstreamError):
     """The answer was cut or malformed after the request had left."""
 
     code = "upstream_broken"
+
+
+class UpstreamOverlong(UpstreamBroken):
+    """The answer is longer than we take. That bound is ours, and whoever asks for such answers is not the target."""
+
+    blames = False
 
 
 class TargetsResting(UpstreamError):

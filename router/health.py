@@ -5,13 +5,14 @@ Each process has its own opinion, since one process's broken network must not cl
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from kernel import Clock, Target
 from router.catalogue import Catalogue
-from router.errors import TargetsResting, UpstreamBusy, UpstreamError, UpstreamRefused
+from router.errors import TargetsResting, UpstreamError, UpstreamRefused
 
 _FAULTS_MAX = 5
 _REST_SECONDS_MAX = 60.0
@@ -31,7 +32,7 @@ class Reading:
 class Circuit:
     """One target: closed until it fails five times in a row, open for a rest, then half-open for one probe at a time.
 
-    place: the only one for a probe; free, offered to a turn that has not begun its call, or taken by a call.
+    place: who has the only one for a probe: nobody, a turn that was offered it, or the call.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Circuit:
         self.faults = 0
         self.openings = 0
         self.rests_until: float | None = None
-        self.place: str = "free"
+        self.place: Offer | Call | None = None
 
     def state(self, now: float) -> float:
         """1 closed, 0.5 half-open, 0 open."""
@@ -53,7 +54,19 @@ class Circuit:
 
     def close(self, *, faults: int = 0) -> None:
         """Let everybody in."""
-        self.rests_until, self.place, self.faults = None, "free", faults
+        self.rests_until, self.place, self.faults = None, None, faults
+
+
+@dataclass(eq=False, slots=True)
+class Offer:
+    """What one turn may try until it withdraws, and whether it began to.
+
+    target: a copy of its own, by which the call of this turn is known from those of others.
+    """
+
+    target: Target
+    circuit: Circuit
+    began: bool = False
 
 
 class Call:
@@ -63,20 +76,23 @@ class Call:
     probe ever reaches a target that rests.
     """
 
-    def __init__(self, health: "Health", circuit: Circuit, target: str) -> None:
+    def __init__(self, health: "Health", circuit: Circuit, target: str, *, offer: Offer | None = None) -> None:
         self._health = health
         self._circuit = circuit
         self._target = target
+        self._offer = offer
         self._probes = False
 
     def __enter__(self) -> Self:
         """Begin, as the probe if the circuit is half-open."""
         circuit = self._circuit
         state = circuit.state(self._health.now())
-        if state == 0 or (state < 1 and circuit.place == "taken"):
+        if state == 0 or (state < 1 and isinstance(circuit.place, Call)):
             raise TargetsResting(f"The target `{self._target}` failed too often and rests.", retry_after_seconds=1)
         if state < 1:
-            circuit.place, self._probes = "taken", True
+            circuit.place, self._probes = self, True
+        if self._offer is not None:
+            self._offer.began = True
         circuit.outstanding += 1
         return self
 
@@ -89,17 +105,17 @@ class Call:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Judge the target by how the call ended; a caller who left or a bug of ours says nothing about it."""
+        """Judge the target by how the call ended; a caller who left, a bound or a bug of ours say nothing about it."""
         circuit = self._circuit
         circuit.outstanding -= 1
         if kind is None or isinstance(error, UpstreamRefused):
             if self._probes or circuit.rests_until is None:
                 circuit.close()
                 circuit.openings = 0
-        elif isinstance(error, UpstreamError):
+        elif isinstance(error, UpstreamError) and error.blames:
             self._health.blame(circuit, error, probed=self._probes)
         elif self._probes:
-            circuit.place = "free"
+            circuit.place = None
 
 
 class Health:
@@ -111,6 +127,7 @@ class Health:
         self._clock = clock
         self._known: Catalogue | None = None
         self._circuits: Mapping[str, Circuit] = {}
+        self._offers: dict[int, Offer] = {}  # by the identity of their targets, which they keep alive
 
     def now(self) -> float:
         """Seconds on the clock that rests are measured with."""
@@ -118,23 +135,25 @@ class Health:
 
     def call(self, target: Target) -> Call:
         """A call to be entered when it begins and left when it ends."""
-        return Call(self, self._circuit(target.name), target.name)
+        return Call(self, self._circuit(target.name), target.name, offer=self._offers.get(id(target)))
 
-    def offer(self, target: Target) -> bool:
-        """Whether a turn may try the target now. A half-open one is offered to one turn until that withdraws."""
+    def offer(self, target: Target) -> Offer | None:
+        """What a turn may try now, if it may. A half-open target is offered to one turn until that withdraws."""
         circuit = self._circuit(target.name)
         state = circuit.state(self.now())
-        if state == 0 or (state < 1 and circuit.place != "free"):
-            return False
+        if state == 0 or (state < 1 and circuit.place is not None):
+            return None
+        offer = Offer(copy(target), circuit)
+        self._offers[id(offer.target)] = offer
         if state < 1:
-            circuit.place = "offered"
-        return True
+            circuit.place = offer
+        return offer
 
-    def withdraw(self, target: Target) -> None:
+    def withdraw(self, offer: Offer) -> None:
         """The turn is done with what it was offered. A probe that never began gives its place back."""
-        circuit = self._circuit(target.name)
-        if circuit.place == "offered":
-            circuit.place = "free"
+        del self._offers[id(offer.target)]
+        if offer.circuit.place is offer:
+            offer.circuit.place = None
 
     def outstanding(self, target: Target) -> int:
         """Calls to the target that are open in this process."""
@@ -157,9 +176,9 @@ class Health:
         """
         circuit.faults += 1
         if probed:
-            circuit.place = "free"
+            circuit.place = None
         is_first = probed or circuit.rests_until is None
-        if isinstance(error, UpstreamBusy) and error.retry_after_seconds:
+        if error.retry_after_seconds:
             rest_seconds = min(error.retry_after_seconds, _REST_SECONDS_MAX)
         elif probed or (is_first and circuit.faults >= _FAULTS_MAX):
             longest = min(_REST_SECONDS_MAX, 2.0 ** min(circuit.openings, _DOUBLINGS_MAX))
@@ -182,7 +201,8 @@ class Health:
 
 
 class RetryBudget:
-    """What second and later attempts are paid from, so that failing over cannot multiply a storm: 10 % of the turns.
+    """What second and later attempts are paid from, so that failing over cannot multiply a storm: 10 % of the turns
+    that asked a target at all.
 
     A process starts with ten, and never saves more.
     """
@@ -191,7 +211,7 @@ class RetryBudget:
         self._tenths = 100  # a tenth of a retry each; an integer adds up exactly
 
     def earn(self) -> None:
-        """A turn asks its first target."""
+        """A turn asked its first target."""
         self._tenths = min(100, self._tenths + 1)
 
     def spend(self) -> bool:
@@ -200,3 +220,7 @@ class RetryBudget:
             return False
         self._tenths -= 10
         return True
+
+    def refund(self) -> None:
+        """An attempt that was paid for was never made."""
+        self._tenths = min(100, self._tenths + 10)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 
 import msgspec
 from msgspec import Raw, Struct
@@ -15,6 +16,7 @@ from router.errors import UpstreamBroken, UpstreamBusy, UpstreamError, UpstreamF
 _NOTHING_GIVEN = frozenset({b"null", b'""', b"[]", b"{}"})
 _ID_CHARACTERS_MAX = 128
 _REFUSALS = frozenset({400, 413, 422})
+_RETRY_AFTER_SECONDS_MAX = 86_400.0
 _BUSY = 429
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
@@ -49,6 +51,17 @@ class _RefusalBody(Struct):
     message: object = None
 
 
+_INPUTS: Mapping[Component, str] = MappingProxyType(
+    {
+        Component.CACHED_INPUT: "cached_tokens",
+        Component.CACHE_WRITE: "cache_write_tokens",
+        Component.AUDIO_INPUT: "audio_tokens",
+        Component.IMAGE_INPUT: "image_tokens",
+    }
+)
+_OUTPUTS: Mapping[Component, str] = MappingProxyType(
+    {Component.REASONING: "reasoning_tokens", Component.AUDIO_OUTPUT: "audio_tokens"}
+)
 _EVENT = msgspec.json.Decoder(_Event)
 _REPLY = msgspec.json.Decoder(_Reply)
 _REFUSAL = msgspec.json.Decoder(_RefusalBody)
@@ -90,13 +103,14 @@ def read_chunk(data: bytes) -> Chunk:
 
 
 class AnswerReader:
-    """Reads the events of one streamed answer and knows whether it is whole."""
+    """Reads the events of one streamed answer and knows whether it is whole. choices: how many were asked for."""
 
-    def __init__(self, provider_request_id: str | None = None) -> None:
+    def __init__(self, provider_request_id: str | None = None, *, choices: int = 1) -> None:
         self._provider_request_id = provider_request_id
+        self._choices = choices
         self._open: set[int] = set()
         self._finished: set[int] = set()
-        self._usage_came = False
+        self._told_all = False
 
     @property
     def finished(self) -> bool:
@@ -106,7 +120,17 @@ class AnswerReader:
     @property
     def whole(self) -> bool:
         """Whether nothing that matters can be missing, even if the provider never says [DONE]."""
-        return self.finished and self._usage_came
+        return self.finished and self._told_all
+
+    def require_finished(self) -> None:
+        """Check an answer that said [DONE]. Raises UpstreamBroken."""
+        if not self.finished:
+            raise UpstreamBroken("The provider said [DONE] before every choice was finished.")
+
+    def require_whole(self) -> None:
+        """Check an answer that ended without [DONE]. Raises UpstreamBroken."""
+        if not self.whole:
+            raise UpstreamBroken("The provider ended the stream before [DONE].")
 
     def read(self, data: bytes) -> Chunk:
         """The event as a chunk. Raises UpstreamBroken."""
@@ -120,28 +144,34 @@ class AnswerReader:
         content = False
         for choice in choices:
             content = self._follow(choice) or content
-        usage = None
-        if event.usage is not None:
-            usage = read_usage(event.usage)
-            self._usage_came = self._usage_came or usage is not None
+        usage = None if event.usage is None else read_usage(event.usage)
+        # Usage that comes earlier is a running count, even where no more choices are in its event; and providers
+        # that answer one choice after the other have finished all that began before the last has begun.
+        final = usage is not None and self.finished and len(self._finished) >= self._choices
+        self._told_all = self._told_all or final
+        if self._provider_request_id is None:
+            self._provider_request_id = bounded_id(event.id)
         return Chunk(
             # Data of several lines must not reach the caller's stream as such; in JSON a line end is a space.
             data.replace(b"\n", b" ") if b"\n" in data else data,
             usage,
             content,
             usage_only=not choices and event.usage is not None,
-            provider_request_id=self._provider_request_id or bounded_id(event.id),
+            provider_request_id=self._provider_request_id,
+            final=final,
         )
 
     def _follow(self, choice: _Choice) -> bool:
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some write "" where nothing is finished
             self._open.discard(choice.index)
             self._finished.add(choice.index)
             return True
         if choice.index not in self._finished:
             self._open.add(choice.index)
-        delta = choice.delta or {}
-        return any(bytes(given) not in _NOTHING_GIVEN for name, given in delta.items() if name != "role")
+        for name, given in (choice.delta or {}).items():
+            if name != "role" and bytes(given) not in _NOTHING_GIVEN:
+                return True
+        return False
 
 
 def read_usage(usage: object) -> Usage | None:
@@ -157,17 +187,10 @@ def read_usage(usage: object) -> Usage | None:
     if prompt is None or completion is None:
         return None
     completion = max(completion, (_count(usage.get("total_tokens")) or 0) - prompt)
-    inputs = {
-        Component.CACHED_INPUT: "cached_tokens",
-        Component.CACHE_WRITE: "cache_write_tokens",
-        Component.AUDIO_INPUT: "audio_tokens",
-        Component.IMAGE_INPUT: "image_tokens",
-    }
-    outputs = {Component.REASONING: "reasoning_tokens", Component.AUDIO_OUTPUT: "audio_tokens"}
     return Usage(
         {
-            **_split(prompt, Component.INPUT, inputs, usage.get("prompt_tokens_details")),
-            **_split(completion, Component.OUTPUT, outputs, usage.get("completion_tokens_details")),
+            **_split(prompt, Component.INPUT, _INPUTS, usage.get("prompt_tokens_details")),
+            **_split(completion, Component.OUTPUT, _OUTPUTS, usage.get("completion_tokens_details")),
         }
     )
 
@@ -179,7 +202,7 @@ def read_refusal(
     if status == _BUSY:
         return UpstreamBusy(target.name, retry_after_seconds)
     if status not in _REFUSALS:
-        return UpstreamFailed(target.name, status)
+        return UpstreamFailed(target.name, status, retry_after_seconds)
     try:
         said = _REFUSAL.decode(body)
     except UNREADABLE:
@@ -195,18 +218,22 @@ def read_refusal(
 
 
 def read_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds to wait, from retry-after-ms or Retry-After (seconds or an HTTP date); None where neither is usable."""
-    for name, unit_seconds in (("retry-after-ms", 0.001), ("Retry-After", 1.0)):
+    """Seconds to wait, from retry-after-ms or Retry-After (seconds or an HTTP date); None where neither is usable.
+
+    headers: names in lower case. No more than a day, whatever it says.
+    """
+    for name, unit_seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit_seconds
         except ValueError:
             continue
         if math.isfinite(seconds) and seconds >= 0:
-            return seconds
+            return min(seconds, _RETRY_AFTER_SECONDS_MAX)
     try:
-        return max(0.0, (parsedate_to_datetime(headers.get("Retry-After", "")) - now).total_seconds())
+        seconds = (parsedate_to_datetime(headers.get("retry-after", "")) - now).total_seconds()
     except (ValueError, TypeError):  # no date at all, or one without a zone
         return None
+    return min(max(0.0, seconds), _RETRY_AFTER_SECONDS_MAX)
 
 
 def bounded_id(value: object) -> str | None:

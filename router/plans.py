@@ -58,24 +58,30 @@ class Router:
     def walk(self, plan: Plan) -> Iterator[Target]:
         """The targets to try, one after the other; those that rest or drain are passed over.
 
-        The second and later ones are paid from the retry budget; when it is empty the walk ends, and the failure
-        before it stands. Raises TargetsResting where there is nothing to try at all. An offered target is given back
-        when the walk goes on or is dropped.
+        What is asked after a first call began is paid from the retry budget; when that is empty the walk ends, and
+        the failure before it stands. A turn that begins no call, as when its hold is refused, earns and spends
+        nothing. Raises TargetsResting where there is nothing to try at all. An offered target is given back when the
+        walk goes on or is dropped.
         """
-        walked = False
+        offered = began = False
         for target in plan:
-            if target.name in self._catalogue().draining or not self._health.offer(target):
+            offer = None if target.name in self._catalogue().draining else self._health.offer(target)
+            if offer is None:
                 continue
+            if began and not self._budget.spend():
+                self._health.withdraw(offer)
+                return
+            offered = True
             try:
-                if walked and not self._budget.spend():
-                    return
-                if not walked:
-                    self._budget.earn()
-                    walked = True
-                yield target
+                yield offer.target
             finally:
-                self._health.withdraw(target)
-        if not walked:
+                self._health.withdraw(offer)
+                if began and not offer.began:
+                    self._budget.refund()
+                elif offer.began and not began:
+                    self._budget.earn()
+            began = began or offer.began
+        if not offered:
             raise self._resting(plan)
 
     def _ordered(self, alias: Alias, request: ChatRequest) -> tuple[tuple[Target, ...], str]:

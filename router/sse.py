@@ -3,11 +3,13 @@
 Source: WHATWG HTML, 9.2.6 "Interpreting an event stream".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from router.errors import UpstreamBroken
+from router.errors import UpstreamOverlong
 
 _BOM = b"\xef\xbb\xbf"
+_FIELD = b"data: "
+_EMPTY_EVENT_BYTES = len(b"data: \n\n")
 
 
 class EventParser:
@@ -25,8 +27,17 @@ class EventParser:
         self._after_cr = False
         self._at_start = True
 
-    def feed(self, block: bytes) -> Iterator[bytes]:
-        """The events that `block` completes; exhaust it before feeding more. Raises UpstreamBroken past the cap."""
+    def feed(self, block: bytes) -> Iterable[bytes]:
+        """The events that `block` completes; exhaust it before feeding more. Raises UpstreamOverlong past the cap."""
+        # Nearly every block is one whole event of one line, and needs no more than to be seen as such.
+        is_one = block[:6] == _FIELD and block.find(b"\n") == len(block) - 2 and block[-1:] == b"\n"
+        if is_one and b"\r" not in block and not (self._rest or self._data or self._after_cr):
+            self._bound(len(block) - 2)
+            self._at_start = False
+            return (block[6:-2],) if len(block) > _EMPTY_EVENT_BYTES else ()
+        return self._events(block)
+
+    def _events(self, block: bytes) -> Iterator[bytes]:
         if self._after_cr and block:
             self._after_cr = False
             block = block.removeprefix(b"\n")
@@ -61,4 +72,4 @@ class EventParser:
 
     def _bound(self, line_bytes: int) -> None:
         if self._data_bytes + line_bytes > self._event_bytes_max:
-            raise UpstreamBroken(f"The provider sent an event of more than {self._event_bytes_max} bytes.")
+            raise UpstreamOverlong(f"The provider sent an event of more than {self._event_bytes_max} bytes.")

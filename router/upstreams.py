@@ -1,13 +1,16 @@
 """The one door to everything that answers. It finds the provider and its credential; upstreams do the talking."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from kernel import ChatReply, ChatRequest, Chunk, Clock, Target
-from router.catalogue import Catalogue
+from router.carrier import Carrier
+from router.catalogue import Catalogue, Provider
 from router.dispatch import Dispatch, Upstream, UpstreamCall, UpstreamSettings
 from router.errors import UpstreamUnreachable
 from router.health import Health
+from router.http1 import Http1
 from router.sandbox import Sandbox
 from router.wire_client import WireClient
 
@@ -29,18 +32,25 @@ class Upstreams:
         health: Health,
         clock: Clock,
         settings: UpstreamSettings,
+        carrier: Carrier | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._credentials = credentials
         self._health = health
+        self._clock = clock
+        self._settings = settings
+        self._proxied: Upstream | None = None
         # A new dialect is one class that fulfils dispatch.Upstream, one row here and one word in wire.ProviderBody.
-        self._upstreams: Mapping[str, Upstream] = {"sandbox": Sandbox(clock), "openai": WireClient(clock, settings)}
+        self._upstreams: Mapping[str, Upstream] = {
+            "sandbox": Sandbox(clock),
+            "openai": WireClient(clock, settings, carrier or Http1(settings)),
+        }
 
     async def complete(self, target: Target, request: ChatRequest, call: UpstreamCall) -> ChatReply:
         """The target's whole answer. Raises UpstreamError; cancelling it hangs up."""
         with self._health.call(target):
             dispatch = self._dispatch(target, request, call)
-            return await self._upstreams[dispatch.provider.dialect].complete(dispatch)
+            return await (await self._upstream(dispatch.provider)).complete(dispatch)
 
     async def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
         """The target's answer by events, to be iterated within `aclosing`: closing it hangs up.
@@ -49,7 +59,8 @@ class Upstreams:
         """
         with self._health.call(target) as called:
             dispatch = self._dispatch(target, request, call)
-            async with aclosing(self._upstreams[dispatch.provider.dialect].stream(dispatch)) as chunks:
+            upstream = await self._upstream(dispatch.provider)
+            async with aclosing(upstream.stream(dispatch)) as chunks:
                 async for chunk in chunks:
                     if chunk.content:
                         called.answers()
@@ -57,17 +68,48 @@ class Upstreams:
 
     async def close(self) -> None:
         """Close the connections."""
-        for upstream in self._upstreams.values():
+        for upstream in (*self._upstreams.values(), *filter(None, [self._proxied])):
             await upstream.close()
+
+    async def _upstream(self, provider: Provider) -> Upstream:
+        if provider.proxy is None:
+            return self._upstreams[provider.dialect]
+        if self._proxied is None:
+            carrier = await asyncio.to_thread(_carrier_for_proxies, self._settings)
+            self._proxied = self._proxied or WireClient(self._clock, self._settings, carrier)
+        return self._proxied
 
     def _dispatch(self, target: Target, request: ChatRequest, call: UpstreamCall) -> Dispatch:
         try:
             provider = self._catalogue().provider(target.provider)
         except KeyError as error:  # withdrawn since the plan was made
             raise UpstreamUnreachable(f"The target `{target.name}` is no longer offered.") from error
-        credential = None
-        if provider.credential is not None:
-            credential = self._credentials(provider.credential)
-            if not credential or not credential.isascii() or not credential.isprintable():
-                raise UpstreamUnreachable(f"The target `{target.name}` has no usable credential; seal it again.")
-        return Dispatch(provider, credential, target, request, call)
+        credential = self._opened(provider.credential, target)
+        if credential is not None and not (credential.isascii() and credential.isprintable()):
+            raise _without_credential(target)
+        return Dispatch(
+            provider=provider,
+            credential=credential,
+            target=target,
+            request=request,
+            call=call,
+            client_certificate=self._opened(provider.client_certificate, target),
+        )
+
+    def _opened(self, name: str | None, target: Target) -> str | None:
+        if name is None:
+            return None
+        if secret := self._credentials(name):
+            return secret
+        raise _without_credential(target)
+
+
+def _without_credential(target: Target) -> UpstreamUnreachable:
+    return UpstreamUnreachable(f"The target `{target.name}` has no usable credential; seal it again.")
+
+
+def _carrier_for_proxies(settings: UpstreamSettings) -> Carrier:
+    # aiohttp takes 20 MiB and a quarter of a second to import, and only those who declared a proxy need it.
+    from router.aiohttp_carrier import AiohttpCarrier  # noqa: PLC0415
+
+    return AiohttpCarrier(settings)

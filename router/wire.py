@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from router.tls import require_certificates
+
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _RESERVED_HEADERS = frozenset(
     {"authorization", "connection", "content-length", "content-type", "cookie", "host", "transfer-encoding"}
@@ -24,7 +26,19 @@ def _endpoint(url: str) -> str:
         raise ValueError("must not have a query or a fragment")
     if parts.port == 0 or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError("must be printable ASCII without spaces and have a port from 1 to 65535")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError as error:
+        raise ValueError("must have a host whose labels are 1 to 63 characters long") from error
     return url.rstrip("/")
+
+
+def _proxy(url: str) -> str:
+    url = _endpoint(url)
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.path or parts.port is None:
+        raise ValueError("must be http://host:port")
+    return url
 
 
 def _headers(headers: dict[str, str]) -> dict[str, str]:
@@ -52,7 +66,9 @@ class ProviderBody(_Declared):
     """Where models live and how to talk to them.
 
     answer_seconds bounds the first event or the whole reply; event_seconds the time between two events, which
-    comments and keep-alives do not reset; total_seconds everything. draining: takes no new turns.
+    comments and keep-alives do not reset; total_seconds everything. draining: takes no new turns. ca_certificates:
+    PEM of those that sign the provider's, instead of the system's. client_certificate: the sealed credential with our
+    certificate and its key in PEM. proxy: connections go through it.
     """
 
     dialect: Literal["openai", "sandbox"]
@@ -64,12 +80,22 @@ class ProviderBody(_Declared):
     answer_seconds: _Seconds = 120
     event_seconds: _Seconds = 60
     total_seconds: _Seconds = 600
+    ca_certificates: Annotated[str, Field(max_length=65_536), AfterValidator(require_certificates)] | None = None
+    client_certificate: _Name | None = None
+    proxy: Annotated[str, Field(max_length=2000), AfterValidator(_proxy)] | None = None
     draining: bool = False
 
     @model_validator(mode="after")
     def _has_an_address(self) -> Self:
         if self.dialect == "openai" and self.base_url is None:
             raise ValueError("base_url is required for the dialect openai")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_tls_is_for(self) -> Self:
+        declared = self.ca_certificates is not None or self.client_certificate is not None
+        if declared and not (self.base_url or "").startswith("https:"):
+            raise ValueError("ca_certificates and client_certificate need a base_url that begins with https")
         return self
 
 

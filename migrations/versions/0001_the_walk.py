@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("posted_nano_usd", sa.BigInteger(), nullable=False),
         sa.Column("held_nano_usd", sa.BigInteger(), nullable=False),
         sa.Column("opened_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("is_counted", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("budget_id", "period"),
     )
     op.create_table(

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cost import BudgetExhausted, BudgetHeld, InvoiceLine, Spend
 from cost.book import budget_of
 from cost.sql import SqlLedgerStore
+from cost.sql_reports import SqlReports
 from kernel import PlatformError, StoreUnavailable
 from kernel.db import Base, make_engine
 from tests.conftest import StillClock
@@ -154,6 +155,22 @@ async def test_a_hold_whose_answer_was_lost_is_refused_and_voided(engine: AsyncE
         assert firm.trail.last(turn.id).event == "turn.ended"
 
 
+async def test_a_hold_whose_commit_was_lost_for_good_leaves_no_trace_in_the_books(engine: AsyncEngine) -> None:
+    firm, fault = Firm(engine, [TEN]), Fault()
+    firm.store = FaultyStore(firm.store, fault)
+    async with firm.opened():
+        await firm.answer(used(1, 1))
+        fault.before = 1
+        turn = firm.turn()
+        with pytest.raises(StoreUnavailable):
+            async with turn, turn.attempt(TARGET):
+                raise AssertionError("nothing may be sent")
+        await turn.settled()
+        assert await firm.entries(turn.id) == []
+        assert await firm.balance("dept") == (2_000, 0)
+        assert await firm.open_holds() == 0
+
+
 async def test_a_lost_store_refuses_holds_and_keeps_closings_until_it_is_back(engine: AsyncEngine) -> None:
     firm, fault = Firm(engine, [TEN]), Fault()
     firm.store = FaultyStore(firm.store, fault)
@@ -250,7 +267,7 @@ async def test_a_budget_declared_while_turns_are_open_counts_what_they_hold(engi
         others = by(CALLER, department="ops", app="search")
         async with firm.turn(others) as turn, turn.attempt(TARGET):
             firm.declare(TEN, budget("late", "mail", 4 * HELD, "app"))
-            states = Spend(firm.store, book=lambda: firm.book, clock=firm.clock)
+            states = Spend(firm.reports, book=lambda: firm.book, clock=firm.clock)
             assert [state.held_nano_usd for state in await states.budget_states()] == [3 * HELD, 3 * HELD]
             opened += await _hold_open(firm, 1)
             assert await firm.balance("late") == (0, 4 * HELD)
@@ -331,15 +348,17 @@ async def test_whoever_opens_a_period_waits_for_those_who_may_hold_already_befor
     two_processes,
 ) -> None:
     here, there = (SqlLedgerStore(engine) for engine in two_processes)
+    reports = SqlReports(two_processes[0])
     late = budget_of(TEN)
     async with here.transaction() as books:
-        period = late.at(await books.now())
+        period = late.at((await books.release(())).at)
         opening = asyncio.create_task(there.open_periods({period: late}))
         done, _ = await asyncio.wait({opening}, timeout=0.3)
         assert not done
         assert await books.lock({period: None}) == {}
+    await here.close()
     await opening
-    assert await there.balances({period: late}) == {period: (0, 0)}
+    assert await reports.balances({period: late}) == {period: (0, 0)}
 
 
 @pytest.mark.postgres

@@ -1,6 +1,7 @@
 """The schema's history on both stores: it makes exactly the tables that the code knows, once, and only forwards."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,9 +9,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
-from gateway.schema import SchemaNewer, downgrade, migrate, pending
+from gateway.schema import NotDurable, SchemaBusy, SchemaNewer, downgrade, migrate, pending, require_durable
 from kernel.db import Base, make_engine
 
 
@@ -54,6 +56,55 @@ async def test_a_store_of_a_newer_release_is_left_alone(bare: AsyncEngine) -> No
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SchemaNewer):
         await migrate(bare)
+
+
+@pytest.mark.postgres
+async def test_a_migration_waits_shortly_for_a_table_in_use_and_gives_up_with_its_name(postgres_url: str) -> None:
+    engine = make_engine(postgres_url, idle_seconds=30)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"))
+    async with engine.connect() as rival:
+        await rival.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        with pytest.raises(SchemaBusy, match="pg_stat_activity"):
+            await migrate(engine, lock_seconds=0.2, tries=2)
+        assert time.monotonic() - began < 3
+        trying = asyncio.create_task(migrate(engine, lock_seconds=0.2, tries=20))
+        await asyncio.sleep(0.3)
+        await rival.rollback()
+        await trying
+    assert not await pending(engine)
+    await engine.dispose()
+
+
+@pytest.mark.postgres
+async def test_a_start_is_refused_where_acknowledged_rows_may_be_lost(postgres_url: str) -> None:
+    engine = make_engine(postgres_url)
+    await require_durable(engine)
+    careless = create_async_engine(
+        postgres_url, connect_args={"server_settings": {"synchronous_commit": "off"}}, poolclass=NullPool
+    )
+    with pytest.raises(NotDurable, match="synchronous_commit off"):
+        await require_durable(careless)
+    admin = create_async_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    async with admin.connect() as connection:
+        try:
+            await connection.execute(text("ALTER SYSTEM SET fsync = off"))
+            await connection.execute(text("SELECT pg_reload_conf()"))
+            await asyncio.sleep(0.2)
+            with pytest.raises(NotDurable, match="fsync off"):
+                await require_durable(engine)
+        finally:
+            await connection.execute(text("ALTER SYSTEM RESET fsync"))
+            await connection.execute(text("SELECT pg_reload_conf()"))
+    await admin.dispose()
+    await engine.dispose()
+
+
+async def test_what_was_committed_is_on_the_disk_before_anybody_is_told(bare: AsyncEngine) -> None:
+    asked = {"sqlite": "PRAGMA synchronous", "postgresql": "SHOW synchronous_commit"}[bare.dialect.name]
+    async with bare.connect() as connection:
+        assert (await connection.execute(text(asked))).scalar_one() in {2, "on"}
 
 
 @pytest.mark.parametrize("table", ["entries", "audit", "documents", "changes"])

@@ -3,25 +3,23 @@
 import asyncio
 import gzip
 import json
-import socket
-from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
+import msgspec
 import pytest
 
-from kernel import Chunk, Component
+from kernel import Component
 from router import (
     UpstreamBroken,
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
+    UpstreamOverlong,
     UpstreamRefused,
-    Upstreams,
     UpstreamSettings,
     UpstreamTimeout,
-    UpstreamUnreachable,
 )
-from tests.fakes.routing import TARGET, Sent, catalogue, chat, upstreams_of
+from tests.fakes.routing import TARGET, Sent, chat
 from tests.fakes.scripted_upstream import (
     CUT,
     DONE,
@@ -45,49 +43,7 @@ from tests.fakes.scripted_upstream import (
     used,
     whole,
 )
-from tests.fakes.upstream_subjects import IN_BAND, PATIENT, SHORT, WHOLE_STREAM, Subject, provider_says
-
-SECRET = "sk-very-secret"
-TOO_LONG = 10.0  # a test that waits for this has failed
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedUpstream]:
-    async with ScriptedUpstream() as made:
-        yield made
-
-
-@pytest.fixture
-async def make(server: ScriptedUpstream, clock) -> AsyncIterator[Callable[..., Upstreams]]:
-    opened: list[Upstreams] = []
-
-    def made(settings: UpstreamSettings | None = None, **provider: object) -> Upstreams:
-        declared = {"dialect": "openai", "base_url": server.url, "credential": "key", **PATIENT, **provider}
-        known = catalogue(**declared)
-        upstreams = upstreams_of(known, {"key": SECRET}.get, clock, settings)
-        opened.append(upstreams)
-        return upstreams
-
-    yield made
-    for upstreams in opened:
-        await upstreams.close()
-
-
-@pytest.fixture(params=["sandbox", "wire"])
-def subject(request, make, server: ScriptedUpstream) -> Subject:
-    return Subject(request.param, make, server, Sent())
-
-
-async def taken(stream) -> tuple[list[Chunk], UpstreamError | None]:
-    """What a stream gave, and the error it ended with."""
-    chunks: list[Chunk] = []
-    try:
-        async with aclosing(stream), asyncio.timeout(TOO_LONG):
-            async for chunk in stream:
-                chunks.append(chunk)  # noqa: PERF401 - what came before an error counts
-    except UpstreamError as error:
-        return chunks, error
-    return chunks, None
+from tests.fakes.upstream_subjects import IN_BAND, PATIENT, SECRET, SHORT, WHOLE_STREAM, Subject, provider_says, taken
 
 
 class TestEveryUpstream:
@@ -104,6 +60,7 @@ class TestEveryUpstream:
         assert [chunk.content for chunk in chunks] == [False, True, True, True, False]
         assert [chunk.usage_only for chunk in chunks] == [False, False, False, False, True]
         assert [chunk.usage is not None for chunk in chunks] == [False, False, False, False, True]
+        assert [chunk.final for chunk in chunks] == [False, False, False, False, True]
         assert chunks[-1].usage.tokens[Component.OUTPUT] == 2
         assert all(json.loads(chunk.data)["id"] and chunk.provider_request_id for chunk in chunks)
 
@@ -160,6 +117,11 @@ class TestEveryUpstream:
         assert subject.sent.times == 50
 
 
+def unfinished(usage: object) -> bytes:
+    """A word as some providers write it, with a finish_reason that is none."""
+    return event({"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": ""}], "usage": usage})
+
+
 async def streamed(make, server: ScriptedUpstream, *steps: Step, **provider: object):
     """Chunks and error of one stream over the wire against these steps."""
     server.will(*steps)
@@ -172,84 +134,6 @@ async def completed(make, server: ScriptedUpstream, *steps: Step, **provider: ob
     with pytest.raises(UpstreamError) as caught:
         await make(**provider).complete(TARGET, chat(), Sent().call())
     return caught.value
-
-
-class TestTheRequest:
-    async def test_carries_credential_reference_and_declared_headers(self, make, server):
-        server.will(whole(REPLY))
-        await make(headers={"x-team": "blue"}).complete(TARGET, chat(seed=7), Sent().call())
-        (request,) = server.requests
-        assert request.line == "POST /v1/chat/completions HTTP/1.1"
-        assert request.headers["authorization"] == f"Bearer {SECRET}"
-        assert request.headers["x-client-request-id"] == "turn_1/2"
-        assert request.headers["x-team"] == "blue"
-        assert request.json["seed"] == 7
-        assert request.json["model"] == "big"
-
-    async def test_of_five_megabytes_arrives_whole(self, make, server):
-        server.will(whole(REPLY))
-        await make().complete(TARGET, chat("x" * 5_000_000), Sent().call())
-        assert len(server.requests[0].json["messages"][0]["content"]) == 5_000_000
-
-    async def test_is_never_repeated_on_a_stale_connection(self, make, server):
-        upstreams, sent = make(), Sent()
-        server.will(whole(REPLY))
-        await upstreams.complete(TARGET, chat(), sent.call())
-        server.will(CUT)
-        with pytest.raises(UpstreamBroken):
-            await upstreams.complete(TARGET, chat(), sent.call())
-        assert (len(server.requests), server.connections, sent.times) == (2, 1, 2)
-
-    async def test_reuses_a_connection_that_was_closed_while_idle_never(self, make, server):
-        upstreams, sent = make(), Sent()
-        server.will(whole(REPLY), CUT)
-        for _ in range(2):
-            await upstreams.complete(TARGET, chat(), sent.call())
-            await asyncio.sleep(0.02)
-        assert server.connections == 2
-
-    async def test_is_not_redirected(self, make, server):
-        error = await completed(make, server, whole({}, f"Location: {server.url}/x", status="307 Go"))
-        assert type(error) is UpstreamFailed
-        assert len(server.requests) == 1
-
-    async def test_keeps_no_cookies(self, make, server):
-        server.will(whole(REPLY, "Set-Cookie: a=b; Path=/"))
-        upstreams = make()
-        for _ in range(2):
-            await upstreams.complete(TARGET, chat(), Sent().call())
-        assert "cookie" not in server.requests[1].headers
-
-    async def test_to_a_closed_port_is_unreachable_and_never_sent(self, make):
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))
-            sent = Sent()
-            upstreams = make(base_url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
-            with pytest.raises(UpstreamUnreachable) as caught:
-                await upstreams.complete(TARGET, chat(), sent.call())
-        assert (caught.value.unbilled, caught.value.curable, sent.times) == (True, True, 0)
-
-    async def test_that_cannot_connect_in_time_names_the_phase(self, make):
-        with socket.socket() as deaf:  # its one place in the queue is taken, so that a further SYN is not answered
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(0)
-            others = [socket.socket() for _ in range(3)]
-            for other in others:
-                other.settimeout(0)
-                other.connect_ex(deaf.getsockname())
-            sent = Sent()
-            upstreams = make(base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}", connect_seconds=0.1)
-            with pytest.raises(UpstreamTimeout, match="`connect`") as caught:
-                await upstreams.complete(TARGET, chat(), sent.call())
-            for other in others:
-                other.close()
-        assert (caught.value.unbilled, sent.times) == (True, 0)
-
-    async def test_without_its_credential_is_not_sent(self, make, server):
-        with pytest.raises(UpstreamUnreachable) as caught:
-            await make(credential="lost").complete(TARGET, chat(), Sent().call())
-        assert caught.value.unbilled
-        assert not server.requests
 
 
 class TestAWholeAnswer:
@@ -279,13 +163,13 @@ class TestAWholeAnswer:
 
     async def test_is_bounded(self, make, server):
         server.will(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", Repeat(b"x" * 65536, 1500), HOLD)
-        with pytest.raises(UpstreamBroken, match="more than 100000 bytes"):
+        with pytest.raises(UpstreamOverlong, match="more than 100000 bytes"):
             await make(UpstreamSettings(reply_bytes_max=100_000)).complete(TARGET, chat(), Sent().call())
         await asyncio.wait_for(server.hung_up.wait(), 1)
 
     async def test_is_bounded_after_decompression(self, make, server):
         server.will(whole(gzip.compress(b" " * 50_000_000), "Content-Encoding: gzip"))
-        with pytest.raises(UpstreamBroken, match="more than"):
+        with pytest.raises(UpstreamOverlong, match="more than"):
             await make(UpstreamSettings(reply_bytes_max=1_000_000)).complete(TARGET, chat(), Sent().call())
 
     async def test_may_be_compressed(self, make, server):
@@ -364,9 +248,29 @@ class TestAnErrorStatus:
         error = await completed(make, server, whole(b"{", status="503 X", length=50), CUT)
         assert type(error) is UpstreamFailed
 
-    async def test_429_passes_on_when_to_come_back(self, make, server):
-        error = await completed(make, server, provider_says("429 X", "no", "retry-after-ms: 1500"))
-        assert (error.status, error.code, error.retry_after_seconds) == (429, "rate_limit_exceeded", 1.5)
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("limits", [SHORT, PATIENT])
+    @pytest.mark.parametrize(("status", "kind"), [("429 X", UpstreamBusy), ("503 X", UpstreamFailed)])
+    async def test_counts_even_if_its_body_never_ends(self, make, server, status, kind, limits, streaming):
+        server.will(whole(b"{", "Retry-After: 5", status=status, length=50), HOLD)
+        upstreams = make(UpstreamSettings(error_seconds=0.3), **limits)  # longer than the short limits, on purpose
+        async with asyncio.timeout(2):
+            if streaming:
+                _, error = await taken(upstreams.stream(TARGET, chat(stream=True), Sent().call()))
+            else:
+                with pytest.raises(UpstreamError) as caught:
+                    await upstreams.complete(TARGET, chat(), Sent().call())
+                error = caught.value
+        assert type(error) is kind
+        assert (error.unbilled, error.retry_after_seconds) == (True, 5)
+        await asyncio.wait_for(server.hung_up.wait(), 1)
+
+    @pytest.mark.parametrize(
+        ("status", "told"), [("429 X", (429, "rate_limit_exceeded")), ("503 X", (502, "upstream_error"))]
+    )
+    async def test_passes_on_when_to_come_back(self, make, server, status, told):
+        error = await completed(make, server, provider_says(status, "no", "retry-after-ms: 1500"))
+        assert ((error.status, error.code), error.retry_after_seconds) == (told, 1.5)
 
     async def test_begins_no_stream(self, make, server):
         chunks, error = await streamed(make, server, provider_says("503 X"))
@@ -390,6 +294,13 @@ class TestAStream:
             pytest.param((STREAM_HEAD + LAST_CHUNK,), id="without events"),
             pytest.param((STREAM_HEAD + chunked(*EVENTS[:3]) + LAST_CHUNK,), id="that ends quietly"),
             pytest.param((STREAM_HEAD + chunked(*EVENTS[:4]) + LAST_CHUNK,), id="without usage and DONE"),
+            pytest.param(
+                (STREAM_HEAD + chunked(ROLE, used(7, 0), said("a"), finished()), CUT), id="with usage too early, cut"
+            ),
+            pytest.param(
+                (STREAM_HEAD + chunked(ROLE, said("a"), unfinished({"prompt_tokens": 7, "completion_tokens": 1})), CUT),
+                id="with an empty finish_reason, cut",
+            ),
             pytest.param((STREAM_HEAD + chunked(*EVENTS[:3], DONE) + LAST_CHUNK,), id="done before finished"),
             pytest.param((STREAM_HEAD + chunked(DONE) + LAST_CHUNK,), id="done at once"),
             pytest.param((STREAM_HEAD + chunked(*EVENTS[:3]), CUT), id="cut"),
@@ -429,6 +340,20 @@ class TestAStream:
         assert error is None
         assert [chunk.usage.output_tokens for chunk in chunks if chunk.usage] == [1, 1, 2]
 
+    async def test_knows_its_last_word_on_usage_from_a_running_count(self, make, server):
+        steps = STREAM_HEAD + chunked(ROLE, used(7, 0), said("a"), finished(), used(7, 1), DONE) + LAST_CHUNK
+        chunks, error = await streamed(make, server, steps)
+        assert error is None
+        assert [chunk.final for chunk in chunks if chunk.usage] == [False, True]
+
+    async def test_of_several_choices_has_its_last_word_after_the_last_of_them(self, make, server):
+        one_by_one = [ROLE, said("a"), finished(usage={"prompt_tokens": 7, "completion_tokens": 1}), said("b", 1)]
+        server.will(STREAM_HEAD + chunked(*one_by_one, finished(1), used(), DONE) + LAST_CHUNK)
+        request = msgspec.structs.replace(chat(stream=True, n=2), choices=2)
+        chunks, error = await taken(make().stream(TARGET, request, Sent().call()))
+        assert error is None
+        assert [chunk.final for chunk in chunks if chunk.usage] == [False, True]
+
     async def test_without_usage_ends_well_and_says_none(self, make, server):
         chunks, error = await streamed(make, server, STREAM_HEAD + chunked(*EVENTS[:4], DONE) + LAST_CHUNK)
         assert error is None
@@ -440,7 +365,7 @@ class TestAStream:
             make, server, STREAM_HEAD + chunked(b"data: "), Repeat(block, 800), HOLD, answer_seconds=10
         )
         assert chunks == []
-        assert type(error) is UpstreamBroken
+        assert type(error) is UpstreamOverlong
         assert "more than 4194304 bytes" in error.message
         await asyncio.wait_for(server.hung_up.wait(), 1)
 
@@ -485,7 +410,18 @@ class TestAStream:
         for _ in range(3):
             _, error = await taken(upstreams.stream(TARGET, chat(stream=True), Sent().call()))
             assert error is None
+            await asyncio.sleep(0.2)  # the caller has its answer, the connection is read to its end
         assert server.connections == 1
+
+    async def test_is_over_with_done_however_long_its_connection_stays_open(self, make, server):
+        server.will(STREAM_HEAD + chunked(*EVENTS), HOLD)
+        upstreams = make(UpstreamSettings(drain_seconds=60))
+        async with asyncio.timeout(1):
+            _, error = await taken(upstreams.stream(TARGET, chat(stream=True), Sent().call()))
+            assert error is None
+            assert not server.hung_up.is_set()
+            await upstreams.close()
+            await server.hung_up.wait()
 
     async def test_that_never_ends_after_done_ends_for_us(self, make, server):
         chunks, error = await streamed(make, server, STREAM_HEAD + chunked(*EVENTS), HOLD)

@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Any
 
+import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cost import Book, Ledger, LedgerSettings, Reconciliation, Turn
 from cost.sql import SqlLedgerStore
+from cost.sql_reports import SqlReports
 from kernel import (
     AuditRecord,
     Caller,
@@ -78,6 +79,7 @@ class Firm:
         self.clock = clock or SystemClock()
         self.trail = MemoryTrail()
         self.store: Any = SqlLedgerStore(engine, self.clock)
+        self.reports = SqlReports(engine)
         self.process = new_id("proc")
         self.declare(*documents)
         self.settings = LedgerSettings(**settings)
@@ -88,7 +90,7 @@ class Firm:
 
     def reconciliation(self) -> Reconciliation:
         return Reconciliation(
-            self.store, book=lambda: self.book, record=self.ledger.record, clock=self.clock, process=self.process
+            self.reports, book=lambda: self.book, record=self.ledger.record, clock=self.clock, process=self.process
         )
 
     @asynccontextmanager
@@ -186,7 +188,7 @@ class _FaultyTransaction:
 
 
 def by(caller: Caller, **changes: Any) -> Caller:
-    return replace(caller, **changes)
+    return msgspec.structs.replace(caller, **changes)
 
 
 async def soon() -> None:

@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from kernel import ChatRequest, Clock, Document, Hints, Target
 from router import Catalogue, Health, UpstreamCall, Upstreams, UpstreamSettings
+from router.carrier import Carrier
 
 AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -33,7 +34,9 @@ def upstreams_of(
     credentials: Callable[[str], str | None],
     clock: Clock,
     settings: UpstreamSettings | None = None,
+    *,
     health: Health | None = None,
+    carrier: Carrier | None = None,
 ) -> Upstreams:
     """Upstreams with a health of their own, unless one is given to look at."""
     return Upstreams(
@@ -42,6 +45,7 @@ def upstreams_of(
         health=health or Health(lambda: known, dice=random.Random(7), clock=clock),
         clock=clock,
         settings=settings or UpstreamSettings(),
+        carrier=carrier,
     )
 
 

@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+import os
 import socket
+import ssl
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Self
 
 HOLD = "hold"  # say nothing more until the client hangs up
 CUT = "cut"  # close the connection in good order
 RESET = "reset"  # close it with a TCP RST
 HALF_CLOSE = "half-close"  # send FIN, go on listening
+SWALLOW = "swallow"  # read the body of a request whose head alone was read
 
 
 @dataclass(frozen=True)
@@ -53,24 +58,43 @@ class Request:
 
 @dataclass
 class ScriptedUpstream:
-    """`async with ScriptedUpstream() as upstream`, then `upstream.will(...)`: the steps of every further answer."""
+    """`async with ScriptedUpstream() as upstream`, then `upstream.will(...)`: the steps of every further answer.
+
+    greeting: the steps before anything was read. reads_bodies: whether a request is read to its end before the answer
+    begins. answer: makes the steps of each answer, where they differ. heads: the headers of all requests, whole or not;
+    requests: those that came whole. written: bytes that the socket took. peers: the names in the
+    certificates of those who asked.
+    """
 
     steps: tuple[Step, ...] = ()
+    greeting: tuple[Step, ...] = ()
+    tls: ssl.SSLContext | None = None
+    reads_bodies: bool = True
+    answer: Callable[[], tuple[Step, ...]] | None = None
     requests: list[Request] = field(default_factory=list)
+    heads: list[Mapping[str, str]] = field(default_factory=list)
     connections: int = 0
+    closed: int = 0
+    written: int = 0
+    peers: list[str] = field(default_factory=list)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _open: set[asyncio.StreamWriter] = field(default_factory=set)
 
     def will(self, *steps: Step) -> None:
         self.steps = steps
 
     @property
+    def port(self) -> int:
+        return self._server.sockets[0].getsockname()[1]
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self.tls, backlog=1024)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -79,46 +103,63 @@ class ScriptedUpstream:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def say(self, data: bytes) -> None:
+        """Write to every connection, asked or not."""
+        for writer in self._open:
+            writer.write(data)
+
+    def drop(self, how: int = socket.SHUT_RDWR) -> None:
+        """End every connection at once, before the loop turns and the client can know."""
+        for writer in self._open:
+            descriptor = os.dup(writer.get_extra_info("socket").fileno())
+            with socket.socket(fileno=descriptor) as connection, suppress(OSError):  # it may have ended already
+                connection.shutdown(how)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._open.add(writer)
         task = asyncio.get_running_loop().create_task(self._converse(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            for step in self.greeting:
+                if await self._do(step, reader, writer):
+                    return
             while True:
-                self.requests.append(await self._read(reader))
-                self.asked.set()
-                for step in self.steps:
+                await self._read(reader)
+                if shown := writer.get_extra_info("peercert"):
+                    self.peers.append(dict(part[0] for part in shown["subject"])["commonName"])
+                for step in self.answer() if self.answer else self.steps:
                     if await self._do(step, reader, writer):
                         return
         except (OSError, asyncio.IncompleteReadError):
             self.hung_up.set()
         finally:
+            self.closed += 1
+            self._open.discard(writer)
             writer.close()
 
-    @staticmethod
-    async def _read(reader: asyncio.StreamReader) -> Request:
+    async def _read(self, reader: asyncio.StreamReader) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:] if line)}
-        return Request(head[0], headers, await reader.readexactly(int(headers.get("content-length", "0"))))
+        self.heads.append(headers)
+        self.asked.set()
+        if self.reads_bodies:
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            self.requests.append(Request(head[0], headers, body))
 
     async def _do(self, step: Step, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Take one step; True if the connection is over."""
         match step:
-            case bytes():
-                writer.write(step)
-                await writer.drain()
-            case Repeat(block, times):
-                for _ in range(times):
-                    writer.write(block)
+            case bytes() | Repeat() | Drip():
+                for piece in _pieces(step):
+                    writer.write(piece)
                     await writer.drain()
-            case Drip(block, piece_bytes):
-                for at in range(0, len(block), piece_bytes):
-                    writer.write(block[at : at + piece_bytes])
-                    await writer.drain()
-                    await asyncio.sleep(0)
+                    self.written += len(piece)
+                    if isinstance(step, Drip):
+                        await asyncio.sleep(0)
             case Wait(seconds):
                 await asyncio.sleep(seconds)
             case "hold":
@@ -134,9 +175,21 @@ class ScriptedUpstream:
             case "half-close":
                 writer.write_eof()
                 return await self._do(HOLD, reader, writer)
+            case "swallow":
+                await reader.readexactly(int(self.heads[-1]["content-length"]))
             case "cut":
                 return True
         return False
+
+
+def _pieces(step: bytes | Repeat | Drip) -> Iterable[bytes]:
+    match step:
+        case bytes():
+            return (step,)
+        case Repeat(block, times):
+            return repeat(block, times)
+        case Drip(block, size):
+            return (block[at : at + size] for at in range(0, len(block), size))
 
 
 def whole(body: bytes | object, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:

@@ -1,10 +1,15 @@
 """The upstreams under contract, and what each must be told in order to behave in the same way."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from kernel import ChatReply, ChatRequest, Chunk
-from router import Upstreams
+from router import UpstreamError, Upstreams, UpstreamSettings
+from router.aiohttp_carrier import AiohttpCarrier
+from router.carrier import Carrier
+from router.http1 import Http1
 from tests.fakes.routing import TARGET, Sent, chat
 from tests.fakes.scripted_upstream import (
     CUT,
@@ -20,6 +25,9 @@ from tests.fakes.scripted_upstream import (
     whole,
 )
 
+CARRIERS: dict[str, Callable[[UpstreamSettings], Carrier]] = {"http1": Http1, "aiohttp": AiohttpCarrier}
+TOO_LONG = 10.0  # a test that waits for this has failed
+SECRET = "sk-very-secret"
 IN_BAND = {"error": {"message": "x"}}
 PATIENT = {"answer_seconds": 5, "event_seconds": 5, "total_seconds": 10}
 SHORT = {"answer_seconds": 0.2, "event_seconds": 0.2}
@@ -68,9 +76,9 @@ class Subject:
         self.server.will(*SCRIPTS[behaviour][stream])
         limits = SHORT if "hang" in behaviour else {}
         if self.name == "sandbox":
-            upstreams = self.make(dialect="sandbox", base_url=None, credential=None, **limits)
+            upstreams = self.make("http1", dialect="sandbox", base_url=None, credential=None, **limits)
             return upstreams, chat("sandbox: " + SANDBOX[behaviour], stream=stream)
-        return self.make(**limits), chat(stream=stream)
+        return self.make(self.name, **limits), chat(stream=stream)
 
     async def complete(self, behaviour: str) -> ChatReply:
         upstreams, request = self.told(behaviour)
@@ -79,3 +87,19 @@ class Subject:
     def stream(self, behaviour: str) -> AsyncGenerator[Chunk, None]:
         upstreams, request = self.told(behaviour, stream=True)
         return upstreams.stream(TARGET, request, self.sent.call())
+
+
+async def taken(
+    stream: AsyncGenerator[Chunk, None], *, pause_seconds: float | None = None
+) -> tuple[list[Chunk], UpstreamError | None]:
+    """What a stream gave, and the error it ended with."""
+    chunks: list[Chunk] = []
+    try:
+        async with aclosing(stream), asyncio.timeout(TOO_LONG):
+            async for chunk in stream:
+                chunks.append(chunk)
+                if pause_seconds is not None:
+                    await asyncio.sleep(pause_seconds)
+    except UpstreamError as error:
+        return chunks, error
+    return chunks, None

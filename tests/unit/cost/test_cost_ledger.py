@@ -1,14 +1,15 @@
 """The ledger around its turns: its limits, its lease, its metrics, and a store that is slow, gone or closing."""
 
 import asyncio
-from dataclasses import replace
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
 from cost import BudgetExhausted, LedgerMetrics, Overloaded, Spend
 from cost.entries import Correction
 from cost.sql import SqlLedgerStore
+from cost.sql_reports import SqlReports
 from cost.store import PeriodsMissing
 from kernel import ChatRequest, StoreUnavailable
 from kernel.db import make_engine
@@ -218,15 +219,16 @@ async def test_the_lease_is_renewed_and_a_lost_beat_only_makes_it_wait_to_sweep(
 
 
 async def test_reports_of_a_store_that_is_gone_are_refused_not_wrong(tmp_path, clock) -> None:
-    store = SqlLedgerStore(make_engine(f"sqlite+aiosqlite:///{tmp_path}/empty.db"), clock)
-    firm = Firm(store._engine, [budget("dept", "sales", 1)], clock=clock)
+    empty = make_engine(f"sqlite+aiosqlite:///{tmp_path}/empty.db")
+    firm = Firm(empty, [budget("dept", "sales", 1)], clock=clock)
     with pytest.raises(StoreUnavailable):
-        await Spend(store, book=lambda: firm.book, clock=clock).budget_states()
-    await store._engine.dispose()
+        await Spend(firm.reports, book=lambda: firm.book, clock=clock).budget_states()
+    await empty.dispose()
 
 
 async def test_the_store_asks_nothing_where_there_is_nothing_to_ask(books, clock) -> None:
-    store = SqlLedgerStore(books, clock)
+    assert await SqlLedgerStore(books, clock).entries_of([]) == []
+    store = SqlReports(books)
     assert await store.entries_of([]) == []
     assert await store.by_provider_id([], None) == {}
 
@@ -235,7 +237,25 @@ async def test_two_corrections_of_one_step_are_one(books, clock) -> None:
     async with Firm(books, [], clock=clock).opened() as firm:
         turn = await firm.answer(used(1, 1))
         told = await firm.ledger.request(turn.id)
-        correction = replace(told.entries[0], step=2, kind="correction", amount_nano_usd=5, rates=None)
+        correction = msgspec.structs.replace(told.entries[0], step=2, kind="correction", amount_nano_usd=5, rates=None)
         twice = [Correction(correction, told.entries[1].at, ())]
-        assert await firm.store.correct(twice) == {correction.key}
-        assert await firm.store.correct(twice) == set()
+        assert await firm.reports.correct(twice) == {correction.key}
+        assert await firm.reports.correct(twice) == set()
+
+
+async def test_the_gauge_of_open_holds_counts_none_that_was_refused(books, clock) -> None:
+    firm, fault = Firm(books, [], clock=clock), Fault()
+    firm.store = FaultyStore(firm.store, fault)
+    async with firm.opened():
+        async with firm.turn() as turn, turn.attempt(TARGET):
+            for _ in range(3):
+                fault.after = 1
+                with pytest.raises(StoreUnavailable):
+                    await firm.answer(used(1, 1))
+            await soon()
+            async with asyncio.timeout(5):
+                while await firm.open_holds() > 1:
+                    await asyncio.sleep(0)
+            assert firm.ledger.open_holds == 1
+        await turn.settled()
+        assert firm.ledger.open_holds == 0

@@ -36,7 +36,7 @@ async def firm(books, clock):
 
 
 def _spend(firm: Firm) -> Spend:
-    return Spend(firm.store, book=lambda: firm.book, clock=firm.clock)
+    return Spend(firm.reports, book=lambda: firm.book, clock=firm.clock)
 
 
 async def test_spend_is_grouped_and_the_dearest_comes_first(firm: Firm) -> None:

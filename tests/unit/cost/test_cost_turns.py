@@ -1,8 +1,8 @@
 """How attempts and turns end, and what the trail says of it."""
 
 import asyncio
-from dataclasses import replace
 
+import msgspec
 import pytest
 
 from cost import BudgetExhausted, BudgetHeld, ModelUnpriced, Overloaded
@@ -250,7 +250,7 @@ async def test_a_model_without_a_price_is_refused_unless_it_may_go_unpriced(firm
         async with turn, turn.attempt(UNKNOWN):
             raise AssertionError
     assert firm.trail.last(turn.id).body["code"] == "model_unpriced"
-    async with firm.turn() as turn, turn.attempt(replace(UNKNOWN, unpriced=True)) as attempt:
+    async with firm.turn() as turn, turn.attempt(msgspec.structs.replace(UNKNOWN, unpriced=True)) as attempt:
         attempt.use(used(5, 5))
     await turn.settled()
     told = await firm.ledger.request(turn.id)
@@ -365,7 +365,7 @@ async def test_one_step_that_cannot_be_written_holds_up_no_other_for_good(books,
     async with Firm(books, documents, clock=clock, close_seconds=0.2).opened() as firm:
         async with firm.turn() as poisoned, poisoned.attempt(TARGET) as attempt:
             attempt.sent()
-            attempt._hold.entry = replace(attempt._hold.entry, target=object())
+            attempt._hold.entry = msgspec.structs.replace(attempt._hold.entry, target=object())
         told = []
         for _ in range(30):
             told += await asyncio.gather(firm.answer(used(1, 1)), return_exceptions=True)

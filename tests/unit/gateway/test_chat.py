@@ -1,102 +1,25 @@
 """The hot path with real nouns and a scripted upstream: what is tried, what is told, and what the books then say."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from cost import BudgetExhausted
-from gateway.chat import Chat
-from gateway.dialect import read_chat
-from gateway.settings import Settings
 from gateway.trace import Trace
-from gateway.wiring import Platform, build, first_start
-from governance import ModelNotAllowed, NewKey
-from kernel import Caller, ChatReply, ChatRequest, Chunk, Component, PlatformError, SystemClock, Target, Usage
-from router import (
-    ModelNotFound,
-    TargetsResting,
-    UpstreamBroken,
-    UpstreamCall,
-    UpstreamFailed,
-    UpstreamRefused,
-    UpstreamUnreachable,
-)
-
-USAGE = Usage({Component.INPUT: 5, Component.OUTPUT: 7})
-ROLE = Chunk(b'{"role":1}', content=False)
-WORD = Chunk(b'{"word":1}')
-TAIL = Chunk(b'{"usage":1}', usage=USAGE, content=False, usage_only=True, provider_request_id="up-1")
-
-COMPANY = """
-departments: [{name: d}]
-use_cases: [{name: u, purpose: p}]
-apps: [{name: a, department: d, use_cases: [u]}, {name: poor, department: d, use_cases: [u]}]
-providers: [{name: s, dialect: sandbox}]
-models: [{name: one, provider: s}, {name: two, provider: s}, {name: shut, provider: s},
-         {name: secret, provider: s, hidden: true}]
-aliases: [{name: both, targets: [one, two]}, {name: mixed, targets: [shut, secret, two]}]
-prices:
-  - {name: one, model: one, usd_per_million_tokens: {input: "1", output: "2"}}
-  - {name: two, model: two, usd_per_million_tokens: {input: "3", output: "4"}}
-policies: [{name: p, models: [one, two], departments: [d], use_cases: ["*"], data_class: internal}]
-budgets: [{name: none, scope: app, of: poor, period: day, limit_usd: "0"}]
-"""
-
-
-class Scripted:
-    """Upstreams that do what they are told: per target a list of chunks, ended or replaced by an error."""
-
-    def __init__(self, **scripts: Sequence[Chunk | PlatformError | str]) -> None:
-        self.scripts = scripts
-        self.asked: list[str] = []
-        self.hanging = False
-
-    async def complete(self, target: Target, request: ChatRequest, call: UpstreamCall) -> ChatReply:
-        chunks = [chunk async for chunk in self.stream(target, request, call)]
-        return ChatReply(b"{}", chunks[-1].usage if chunks else None, "up-1")
-
-    async def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
-        self.asked.append(target.name)
-        for step in self.scripts[target.name]:
-            if isinstance(step, UpstreamUnreachable):
-                raise step
-            call.sent()
-            if isinstance(step, PlatformError):
-                raise step
-            if step == "hang":
-                self.hanging = True
-                await asyncio.Event().wait()
-            assert isinstance(step, Chunk)
-            yield step
+from gateway.wiring import Platform
+from governance import ModelNotAllowed, PolicyDenied
+from kernel import Chunk, PlatformError, SystemClock
+from router import ModelNotFound, TargetsResting, UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamUnreachable
+from tests.fakes.chats import ROLE, TAIL, WORD, Scripted, asking, caller_of, chat_with, company
 
 
 @pytest.fixture
 async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
-    made = build(Settings(data_dir=tmp_path, demo=False))
-    await first_start(made)
-    async with made:
-        await made.register.apply(made.register.parse(COMPANY), by="test")
-        await made.feed.catch_up()
+    async with company(tmp_path) as made:
         yield made
-
-
-async def caller_of(platform: Platform, app: str = "a") -> Caller:
-    made = await platform.keys.create(NewKey(name="k", app=app), by="test")
-    return platform.keys.identify(made.key)
-
-
-def chat_with(platform: Platform, upstreams: Scripted) -> Chat:
-    own = platform.edge.chat
-    return Chat(router=own.router, policy=own.policy, limits=own.limits, ledger=own.ledger, upstreams=upstreams)
-
-
-def asking(model: str, **members: object) -> ChatRequest:
-    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **members}
-    return read_chat(msgspec.json.encode(body), {})
 
 
 async def run(platform: Platform, upstreams: Scripted, model: str, *, stream: bool) -> tuple[Trace, list[Chunk]]:
@@ -240,3 +163,70 @@ async def test_what_drains_is_503_for_those_who_may_use_it_and_404_for_those_who
     trace, _ = await run(platform, upstreams, "both", stream=False)
     assert upstreams.asked == ["one"]
     assert trace.facts["why"] == ["both: as declared, in order", "what is draining comes last and is passed over"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_could_only_be_paid_in_part_is_asked_for_with_that_ceiling(
+    platform: Platform, *, stream: bool
+) -> None:
+    budget = 'budgets: [{name: none, scope: app, of: poor, period: day, limit_usd: "0.002"}]'
+    await platform.register.apply(platform.register.parse(budget), by="test")
+    await platform.feed.catch_up()
+    upstreams, trace = Scripted(one=[WORD, TAIL]), Trace(SystemClock())
+    chat, caller = chat_with(platform, upstreams), await caller_of(platform, "poor")
+    if stream:
+        assert [chunk async for chunk in chat.stream(caller, asking("one", stream=True), trace)]
+    else:
+        await chat.complete(caller, asking("one"), trace)
+    assert trace.turn is not None
+    (attempt,) = trace.turn.attempts
+    assert attempt.was_lowered
+    assert upstreams.limits == [attempt.output_tokens_max]
+
+
+async def test_what_comes_after_content_is_told_at_once_though_it_has_none(platform: Platform) -> None:
+    upstreams = Scripted(one=[WORD, ROLE, "hang"])
+    told, chat, caller = list[Chunk](), chat_with(platform, upstreams), await caller_of(platform)
+    async with aclosing(chat.stream(caller, asking("one", stream=True), Trace(SystemClock()))) as chunks:
+        told += [await anext(chunks), await asyncio.wait_for(anext(chunks), 1)]
+    assert told == [WORD, ROLE]
+
+
+async def test_the_estimate_for_limits_is_no_more_than_the_target_can_answer(platform: Platform) -> None:
+    models = "models: [{name: one, provider: s, output_tokens_max: 100}]"
+    limited = "apps: [{name: a, department: d, use_cases: [u], tokens_per_minute: 500}]"
+    await platform.register.apply(platform.register.parse(f"{models}\n{limited}"), by="test")
+    await platform.feed.catch_up()
+    trace, _ = await run(platform, Scripted(one=[WORD, TAIL]), "one", stream=False)
+    assert trace.permit is not None
+    assert 350 <= int(trace.permit.headers()["x-ratelimit-remaining-tokens"]) < 500
+
+
+CARD = "charge 4111 1111 1111 1111 please"
+
+
+async def test_content_raises_the_data_class_before_policy_is_asked(platform: Platform) -> None:
+    trace, upstreams = Trace(SystemClock()), Scripted(one=[WORD, TAIL])
+    request = asking("one", messages=[{"role": "user", "content": CARD}])
+    with pytest.raises(PolicyDenied, match="confidential"):
+        await chat_with(platform, upstreams).complete(await caller_of(platform), request, trace)
+    assert trace.facts["scan"] == {"found": {"card": 1}, "raised_to": "confidential"}
+    assert upstreams.asked == []
+
+
+async def test_what_is_only_observed_in_content_is_told_and_raises_nothing(platform: Platform) -> None:
+    observed = "apps: [{name: a, department: d, use_cases: [u], observe: {scan: 9999-12-31}}]"
+    await platform.register.apply(platform.register.parse(observed), by="test")
+    await platform.feed.catch_up()
+    trace, request = Trace(SystemClock()), asking("one", messages=[{"role": "user", "content": CARD}])
+    await chat_with(platform, Scripted(one=[WORD, TAIL])).complete(await caller_of(platform), request, trace)
+    assert trace.observed == ["scan"]
+
+
+async def test_a_long_text_is_looked_through_as_well(platform: Platform) -> None:
+    long = "word " * 300_000 + CARD
+    request = asking("one", messages=[{"role": "user", "content": long}])
+    with pytest.raises(PolicyDenied, match="confidential"):
+        await chat_with(platform, Scripted(one=[WORD, TAIL])).complete(
+            await caller_of(platform), request, Trace(SystemClock())
+        )

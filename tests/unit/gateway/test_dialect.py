@@ -141,3 +141,15 @@ def test_tools_and_schemas_count_towards_the_prompt() -> None:
     assert plain is not None
     assert with_tools is not None
     assert with_tools > plain + 500
+
+
+@pytest.mark.parametrize("kind", [["text"], 7, None, {}])
+def test_a_part_of_a_type_that_is_no_word_has_no_bound_and_is_no_bug_of_ours(kind: object) -> None:
+    content = [{"type": kind, "text": "x"}]
+    assert read_chat(body(messages=[{"role": "user", "content": content}]), {}).input_tokens_max is None
+
+
+def test_more_parts_than_anybody_needs_are_refused() -> None:
+    content = [{"type": "text", "text": "a"}] * 20_001
+    with pytest.raises(InvalidRequest, match="parts"):
+        read_chat(body(messages=[{"role": "user", "content": content}]), {})

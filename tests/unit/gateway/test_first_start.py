@@ -21,22 +21,22 @@ async def test_a_first_start_that_was_killed_half_way_is_done_again(tmp_path: Pa
     kept = await platform.keys.listing()
     async with platform.engine.begin() as connection:
         await connection.exec_driver_sql("DELETE FROM keys WHERE id = ?", (kept[-1].id,))
-    await platform.engine.dispose()
+    await platform.dispose()
     platform, path = await started(tmp_path)
     assert path is not None
     assert platform.keys.identify(json.loads(path.read_text())["app_key"]).app == "demo-app"
-    await platform.engine.dispose()
+    await platform.dispose()
 
 
 async def test_a_quickstart_that_was_removed_is_not_made_anew(tmp_path: Path) -> None:
     platform, path = await started(tmp_path)
     assert path is not None
     path.unlink()
-    await platform.engine.dispose()
+    await platform.dispose()
     platform, path = await started(tmp_path)
     assert path is None
     assert len(await platform.keys.listing()) == 4
-    await platform.engine.dispose()
+    await platform.dispose()
 
 
 async def test_a_store_that_somebody_else_began_gets_no_demo(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ async def test_a_store_that_somebody_else_began_gets_no_demo(tmp_path: Path) -> 
     await first_start(platform)
     await platform.register.apply([Declaration("department", "mine", {})], by="me")
     await platform.keys.create(NewKey(name="ops", roles=frozenset({Role.PLATFORM_ADMIN})), by="me")
-    await platform.engine.dispose()
+    await platform.dispose()
     platform, path = await started(tmp_path)
     assert path is None
     assert len(await platform.keys.listing()) == 1
-    await platform.engine.dispose()
+    await platform.dispose()

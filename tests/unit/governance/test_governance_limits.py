@@ -3,7 +3,7 @@
 import pytest
 
 from governance import Allowance, MemoryCounters
-from governance.counters import Claim, Scope
+from governance.counters import UNIT, Claim, Scope, Standing, Taken
 from governance.limits import duration
 
 
@@ -32,13 +32,39 @@ def test_share_is_rounded_down_and_never_nothing():
     assert scope.share(1).allowance == scope.allowance
 
 
+def decided(once, *, admitted=True, requests=0, tokens=0):
+    return Taken(admitted, tuple(Standing(scope, requests * UNIT, tokens * UNIT, 0) for scope in once.scopes))
+
+
 def test_counted_beyond_the_limit_leaves_the_next_to_wait(clock):
     counters = MemoryCounters(clock)
     for n in range(3):
-        counters.count(claim("k", f"p{n}", requests_per_minute=6))
+        once = claim("k", f"p{n}", requests_per_minute=6)
+        counters.note(once, decided(once), 1)
     assert not counters.admit(claim("k", requests_per_minute=2)).admitted
     clock.advance(60)
     assert counters.admit(claim("k", requests_per_minute=2)).admitted
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+def test_no_bucket_stands_lower_than_this_process_s_part_of_what_all_have_used(clock, admitted):
+    counters, limits = MemoryCounters(clock), {"requests_per_minute": 30, "tokens_per_minute": 300}
+    once = claim("k", tokens=5, **limits)
+    counters.note(once, decided(once, admitted=admitted, requests=21, tokens=90), 3)
+    (standing,) = counters.admit(claim("k", "next", tokens=300, **limits).share(3)).standings
+    assert (standing.requests, standing.tokens) == (7 * UNIT, 30 * UNIT)
+    clock.advance(60)
+    (standing,) = counters.admit(claim("k", "next", tokens=300, **limits).share(3)).standings
+    assert (standing.requests, standing.tokens) == (0, 0)
+
+
+def test_what_was_not_let_through_after_all_counts_nowhere(clock):
+    counters, limits = MemoryCounters(clock), {"requests_per_minute": 2, "tokens_per_minute": 10, "concurrent": 2}
+    counters.admit(claim("k", "stays", tokens=4, **limits))
+    before = counters.admit(claim("k", "too large", tokens=10, **limits))
+    counters.admit(undone := claim("k", "undone", tokens=6, **limits))
+    counters.undo(undone)
+    assert counters.admit(claim("k", "too large", tokens=10, **limits)) == before
 
 
 def test_clock_that_runs_backwards_drains_nothing_and_is_followed(clock):

@@ -92,7 +92,8 @@ def test_what_does_not_fit_together_is_refused(documents, says):
             for url in (
                 "ftp://x.test", "x.test", "", "https://", "https://me@x.test", "https://me:pw@x.test", "https://@x.test",
                 "https://x.test?a=b", "https://x.test?", "https://x.test#a", "https://x.test:0", "https://x.test:99999",
-                "https://x .test", "https://x.test/\r\nA: b", "https://[::1", "https://x.té/v1",
+                "https://x .test", "https://x.test/\r\nA: b", "https://[::1", "https://x.té/v1", "https://a..b/v1",
+                f"https://{'a' * 64}.test/v1", "https://.test",
             )
         ),
         *(

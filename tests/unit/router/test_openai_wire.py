@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from kernel import ChatRequest, Component, Usage
-from router import UpstreamBroken, UpstreamFailed, UpstreamRefused
+from router import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from router.catalogue import Provider
 from router.openai import AnswerReader, encode, read_chunk, read_refusal, read_reply, read_retry_after, read_usage
 from tests.fakes.routing import AT, TARGET, catalogue, chat
@@ -220,10 +220,12 @@ class TestWholeness:
         reader.read(chunk(index=1, delta={"content": "b"}))
         reader.read(chunk(index=0, delta={}, finish_reason="stop"))
         assert not reader.finished
+        usage = b'{"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}'
+        assert not reader.read(usage).final
         reader.read(chunk(index=1, delta={}, finish_reason="length"))
         assert reader.finished
         assert not reader.whole
-        reader.read(b'{"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}')
+        assert reader.read(usage).final
         assert reader.whole
 
     def test_a_word_after_the_finish_does_not_open_a_choice_again(self):
@@ -231,6 +233,31 @@ class TestWholeness:
         reader.read(chunk(index=0, delta={}, finish_reason="stop"))
         reader.read(chunk(index=0, delta={}))
         assert reader.finished
+
+    @pytest.mark.parametrize("early", [b'{"choices":[],"usage":%s}', b'{"choices":[{"delta":{}}],"usage":%s}'])
+    def test_usage_before_the_finish_is_a_running_count_and_makes_nothing_whole(self, early):
+        reader, counted = AnswerReader(), b'{"prompt_tokens":7,"completion_tokens":0}'
+        running = reader.read(early % counted)
+        reader.read(chunk(index=0, delta={"content": "a"}))
+        reader.read(chunk(index=0, delta={}, finish_reason="stop"))
+        assert (running.usage is not None, running.final, reader.finished, reader.whole) == (True, False, True, False)
+        last = reader.read(b'{"choices":[],"usage":%s}' % counted)
+        assert (last.final, reader.whole) == (True, True)
+
+    def test_usage_beside_the_last_finish_is_the_last_word(self):
+        reader, counted = AnswerReader(choices=2), b'"usage":{"prompt_tokens":7,"completion_tokens":1}'
+        finish = b'{"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}],%s}'
+        assert not reader.read(finish % (0, counted)).final  # the second choice has not begun
+        assert reader.finished
+        assert not reader.whole
+        assert reader.read(finish % (1, counted)).final
+        assert reader.whole
+
+    def test_an_empty_finish_reason_finishes_nothing(self):
+        reader = AnswerReader()
+        reader.read(chunk(index=0, delta={"content": "a"}, finish_reason=""))
+        assert not reader.finished
+        assert not reader.read(chunk(index=0, delta={}, finish_reason="")).content
 
     def test_unreadable_usage_makes_nothing_whole(self):
         reader = AnswerReader()
@@ -268,28 +295,42 @@ def test_a_refusal_does_not_repeat_the_credential_however_it_was_escaped():
 
 
 @pytest.mark.parametrize(("status", "unbilled"), [(204, False), (302, False), (404, True), (408, False), (504, False)])
-def test_what_may_have_been_worked_on_may_be_billed(status, unbilled):
-    error = read_refusal(TARGET, status, body=b"")
+def test_what_may_have_been_worked_on_may_be_billed_and_is_not_for_repeating(status, unbilled):
+    error = read_refusal(TARGET, status, body=b"", retry_after_seconds=3.0)
     assert isinstance(error, UpstreamFailed)
-    assert error.unbilled is unbilled
+    assert (error.unbilled, error.retryable, error.retry_after_seconds) == (unbilled, unbilled, 3.0)
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_ran_out_of_time_may_be_repeated_if_it_was_not_sent(sent):
+    error = UpstreamTimeout("m", "connect", sent=sent)
+    assert (error.unbilled, error.retryable) == (not sent, not sent)
+
+
+def test_what_was_never_sent_may_be_repeated_and_what_was_cut_may_not():
+    assert UpstreamUnreachable("x").retryable
+    assert not UpstreamBroken("x").retryable
 
 
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
         ({}, None),
-        ({"Retry-After": "7"}, 7.0),
-        ({"Retry-After": "0.5"}, 0.5),
-        ({"Retry-After": "0"}, 0.0),
-        ({"retry-after-ms": "250", "Retry-After": "7"}, 0.25),
-        ({"retry-after-ms": "soon", "Retry-After": "7"}, 7.0),
-        ({"Retry-After": "-1"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"Retry-After": "inf"}, None),
-        ({"Retry-After": "tomorrow"}, None),
-        ({"Retry-After": "Fri, 20 Nov 2026 12:00:30 GMT"}, 30.0),
-        ({"Retry-After": "Fri, 20 Nov 2026 11:00:00 GMT"}, 0.0),
-        ({"Retry-After": "Fri, 20 Nov 2026 12:00:30 -0000"}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e306"}, 86_400.0),
+        ({"retry-after-ms": "1e306"}, 86_400.0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86_400.0),
+        ({"retry-after": "tomorrow"}, None),
+        ({"retry-after": "Fri, 20 Nov 2026 12:00:30 GMT"}, 30.0),
+        ({"retry-after": "Fri, 20 Nov 2026 11:00:00 GMT"}, 0.0),
+        ({"retry-after": "Fri, 20 Nov 2026 12:00:30 -0000"}, None),
     ],
 )
 def test_reads_when_to_come_back(headers, seconds):

@@ -15,6 +15,7 @@ from router import (
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
+    UpstreamOverlong,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -94,9 +95,10 @@ class TestOpening:
         calls(health, FAILED)
         assert not health.offer(TARGET)
 
+    @pytest.mark.parametrize("error", [UpstreamBusy, lambda *given: UpstreamFailed(given[0], 503, given[1])])
     @pytest.mark.parametrize(("told", "rest_seconds"), [(7.0, 7.0), (3600.0, 60.0)])
-    def test_a_provider_that_says_when_is_left_alone_until_then(self, health, clock, told, rest_seconds):
-        calls(health, UpstreamBusy("m", told))
+    def test_a_provider_that_says_when_is_left_alone_until_then(self, health, clock, error, told, rest_seconds):
+        calls(health, error("m", told))
         assert health.rest_seconds(TARGET) == rest_seconds
         clock.advance(rest_seconds - 0.01)
         assert not health.offer(TARGET)
@@ -123,6 +125,30 @@ class TestOpening:
             call.__exit__(UpstreamFailed, FAILED, None)
         assert dice.bounds == [(0, 1)]
 
+    def test_a_shorter_word_of_the_provider_does_not_shorten_its_rest(self, health):
+        under_way = [health.call(TARGET).__enter__() for _ in range(2)]
+        for call, seconds in zip(under_way, (30.0, 5.0), strict=True):
+            call.__exit__(UpstreamBusy, UpstreamBusy("m", seconds), None)
+        assert health.rest_seconds(TARGET) == 30
+
+    def test_many_who_are_told_when_at_once_are_one_opening(self, health, dice, clock):
+        under_way = [health.call(TARGET).__enter__() for _ in range(20)]
+        for call in under_way:
+            call.__exit__(UpstreamBusy, UpstreamBusy("m", 5.0), None)
+        clock.advance(5)
+        calls(health, FAILED)
+        assert dice.bounds == [(0, 2)]
+
+    def test_an_answer_that_is_longer_than_we_take_is_not_the_targets_fault(self, health, clock):
+        calls(health, *[UpstreamOverlong("x")] * 9, *[FAILED] * 4, UpstreamOverlong("x"))
+        assert health.offer(TARGET)
+        calls(health, FAILED)
+        assert not health.offer(TARGET)
+        clock.advance(1)
+        calls(health, UpstreamOverlong("x"))
+        assert state(health) == 0.5
+        assert health.offer(TARGET)
+
     def test_an_answer_to_a_call_that_was_under_way_does_not_close_it(self, health, clock):
         early = health.call(TARGET).__enter__()
         opened(health, clock)
@@ -143,22 +169,31 @@ class TestProbing:
     def test_only_one_turn_is_offered_the_probe(self, health, clock):
         opened(health, clock)
         clock.advance(1)
-        assert [health.offer(TARGET) for _ in range(100)] == [True] + [False] * 99
+        offers = [health.offer(TARGET) for _ in range(100)]
+        assert [bool(offer) for offer in offers] == [True] + [False] * 99
         assert health.rest_seconds(TARGET) == 1
 
     def test_an_offer_that_was_not_taken_is_given_back(self, health, clock):
         opened(health, clock)
         clock.advance(1)
+        offer = health.offer(TARGET)
+        health.withdraw(offer)
         assert health.offer(TARGET)
-        health.withdraw(TARGET)
+
+    def test_withdrawing_what_was_offered_before_it_opened_leaves_the_probe_to_whom_it_was_offered(self, health, clock):
+        stale = health.offer(TARGET)
+        opened(health, clock)
+        clock.advance(1)
         assert health.offer(TARGET)
+        health.withdraw(stale)
+        assert not health.offer(TARGET)
 
     def test_withdrawing_does_not_end_a_probe_that_runs(self, health, clock):
         opened(health, clock)
         clock.advance(1)
-        assert health.offer(TARGET)
+        offer = health.offer(TARGET)
         with health.call(TARGET):
-            health.withdraw(TARGET)
+            health.withdraw(offer)
             assert not health.offer(TARGET)
 
     def test_a_probe_that_is_cancelled_gives_its_place_back(self, health, clock):
@@ -219,7 +254,7 @@ class TestReporting:
             except UpstreamError:
                 assert told is not None
             assert health.outstanding(TARGET) == 0
-        assert health.offer(TARGET) is closed
+        assert bool(health.offer(TARGET)) is closed
 
     async def test_a_streamed_probe_is_over_with_its_first_content(self, health, clock):
         opened(health, clock)

@@ -4,8 +4,8 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
+import msgspec
 import pytest
 
 from kernel import Document, Target
@@ -19,11 +19,13 @@ from router import (
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
+    UpstreamOverlong,
 )
 from tests.conftest import StillClock
 from tests.fakes.routing import asking, document, several
 
 FAILED = UpstreamFailed("x", 500)
+OUR_BOUND = UpstreamOverlong("x")  # a failure that opens no circuit
 
 
 class Bench:
@@ -41,6 +43,15 @@ class Bench:
 
     def walked(self, name: str) -> list[str]:
         return [target.name for target in self.router.walk(self.router.plan(asking(name)))]
+
+    def called(self, name: str, error: UpstreamError = FAILED) -> list[str]:
+        """A turn whose every call fails."""
+        names = []
+        for target in self.router.walk(self.router.plan(asking(name))):
+            names.append(target.name)
+            with suppress(UpstreamError), self.health.call(target):
+                raise error
+        return names
 
     def fails(self, name: str, times: int = 5, error: UpstreamError = FAILED) -> None:
         for _ in range(times):
@@ -168,7 +179,7 @@ class TestWalking:
     def test_a_plan_from_which_policy_took_targets_is_walked_as_it_is(self, clock):
         bench = Bench(company(), clock)
         plan = bench.router.plan(asking("x"))
-        kept = replace(plan, targets=plan.targets[1:2])
+        kept = msgspec.structs.replace(plan, targets=plan.targets[1:2])
         assert [target.name for target in bench.router.walk(kept)] == ["b"]
 
     @pytest.mark.parametrize("leaves", ["returns", "raises"])
@@ -203,13 +214,49 @@ class TestRetryBudget:
         assert not budget.spend()
         budget.earn()
         assert [budget.spend(), budget.spend()] == [True, False]
+        budget.refund()
+        assert [budget.spend(), budget.spend()] == [True, False]
 
     def test_without_it_the_walk_ends_after_the_first(self, clock):
         bench = Bench(company(), clock)
-        lengths = [len(bench.walked("x")) for _ in range(30)]
+        lengths = [len(bench.called("x", OUR_BOUND)) for _ in range(30)]
         assert lengths[:5] == [3] * 5
         assert lengths[5:] == [1] * 5 + [2] + [1] * 9 + [2] + [1] * 9
-        assert [bench.walked("a") for _ in range(3)] == [["a"]] * 3
+        assert [bench.called("a", OUR_BOUND) for _ in range(3)] == [["a"]] * 3
+
+    @pytest.mark.parametrize("refused", [0, 9, 99])
+    def test_turns_that_send_nothing_earn_no_retries(self, clock, refused):
+        """As when holds are refused: so many for each turn whose calls all fail."""
+        bench, sent = Bench(company(), clock), 0
+        for _ in range(500):
+            for _ in range(refused):
+                next(bench.router.walk(bench.router.plan(asking("x"))))  # offered, and dropped
+            sent += len(bench.called("x", OUR_BOUND))
+        assert 500 < sent <= 1.1 * 500 + 10
+
+    def test_a_second_attempt_that_is_never_made_costs_nothing(self, clock):
+        bench = Bench(company(), clock)
+        for _ in range(50):
+            walk = bench.router.walk(bench.router.plan(asking("x")))
+            with suppress(UpstreamError), bench.health.call(next(walk)):
+                raise OUR_BOUND
+            assert next(walk).name == "b"  # whose hold is refused
+            walk.close()
+
+    def test_the_next_after_one_that_was_never_asked_is_a_first(self, clock):
+        bench = Bench(company(), clock)
+        while len(bench.called("x", OUR_BOUND)) > 1:
+            pass
+        assert bench.walked("x") == ["a", "b", "c"]
+
+    def test_what_others_call_is_not_taken_for_this_turns_own(self, clock):
+        bench = Bench(company(), clock)
+        while len(bench.called("x", OUR_BOUND)) > 1:
+            pass
+        walk = bench.router.walk(bench.router.plan(asking("x")))
+        next(walk)
+        bench.called("a", OUR_BOUND)
+        assert next(walk).name == "b"
 
     @pytest.mark.parametrize("retry_after_seconds", [None, 1.0])
     def test_a_minute_of_nothing_but_429_is_not_multiplied(self, clock, retry_after_seconds):
@@ -221,7 +268,8 @@ class TestRetryBudget:
             with suppress(TargetsResting):
                 for target in bench.router.walk(bench.router.plan(asking("x"))):
                     turns[target.name] += 1
-                    bench.fails(target.name, 1, UpstreamBusy(target.name, retry_after_seconds))
+                    with suppress(UpstreamError), bench.health.call(target):
+                        raise UpstreamBusy(target.name, retry_after_seconds)
             clock.advance(0.001)
         sent = turns["a"] + turns["b"] + turns["c"]
         assert sent <= 1.1 * turns["turns"]
@@ -234,8 +282,8 @@ class TestRetryBudget:
             turns += 1
             for target in bench.router.walk(bench.router.plan(asking("x"))):
                 sent += 1
-                if sent % 4 == 0:
-                    with bench.health.call(target):
+                with suppress(UpstreamError), bench.health.call(target):
+                    if sent % 4 == 0:
                         break
-                bench.fails(target.name, 1)
+                    raise FAILED
         assert turns < sent <= 1.1 * turns + 10

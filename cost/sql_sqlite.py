@@ -1,0 +1,136 @@
+"""The ledger's transactions on SQLite: statements on the event loop, and commits, which wait for the disk, beside it.
+
+A statement takes microseconds while nothing waits for anything, but in a thread of its own each one would queue for the
+interpreter's lock behind the event loop (docs/decisions/0004). It decides nothing. Losing the database means refusing.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from cost.budgets import Budget, Period
+from cost.entries import AttemptKey, Entry
+from cost.sql_rows import as_instant, entry_row, read_periods
+from cost.store import Balance, Released, require_open
+from cost.tables import EntryRow
+from kernel import AuditRecord, AuditSink, ChainHead, Clock
+from kernel.db import connect_sqlite
+
+_LOOK_AGAIN_SECONDS = 0.001
+_RELEASE = "DELETE FROM open_holds WHERE turn_id = ? AND attempt = ? RETURNING periods"
+_LOCK = "SELECT posted_nano_usd, held_nano_usd, is_counted FROM budget_periods WHERE budget_id = ? AND period = ?"
+_SHIFT = """
+UPDATE budget_periods SET posted_nano_usd = posted_nano_usd + ?, held_nano_usd = held_nano_usd + ?
+WHERE budget_id = ? AND period = ?"""
+_ENTRY = tuple(column.name for column in EntryRow.__table__.columns)
+_OPEN = ("turn_id", "attempt", "process", "held_at", "amount_nano_usd", "budgets")
+
+
+def _insert(table: str, names: Sequence[str]) -> str:
+    quoted = ", ".join(f'"{name}"' for name in names)
+    return f"INSERT INTO {table} ({quoted}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 - our own names
+
+
+_ADD = _insert("entries", _ENTRY)
+_HOLD = _insert("open_holds", (*_OPEN[:-1], "periods"))
+
+
+class SqliteLine:
+    """The connection that this process's transactions use, one after the other, and the thread that commits."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._held: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._committing: asyncio.Future[None] | None = None
+
+    async def begin(self) -> sqlite3.Connection:
+        """The connection with the file's write lock, which is waited for without holding up anybody."""
+        while True:
+            if self._committing is not None:  # one that was given up is under way still
+                with suppress(sqlite3.Error):
+                    await asyncio.shield(self._committing)
+                self._committing = None
+                self.rollback()
+            if self._held is None:
+                self._held = connect_sqlite(self._path)
+            try:
+                self._held.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as busy:
+                if busy.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            else:
+                return self._held
+
+    async def commit(self) -> None:
+        """Durable on return. Given up, it goes on, and the next transaction waits for its end."""
+        assert self._held is not None
+        self._committing = committing = asyncio.get_running_loop().run_in_executor(self._thread, self._held.commit)
+        try:
+            await asyncio.shield(committing)
+        finally:
+            if committing.done():
+                self._committing = None
+
+    def rollback(self) -> None:
+        """As if it had never begun; of no effect where it has ended, or where its commit is under way."""
+        if self._held is not None and self._committing is None and self._held.in_transaction:
+            self._held.rollback()
+
+    async def close(self) -> None:
+        """Close the file, once what is being committed is."""
+        self._thread.shutdown(wait=True)
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+
+class SqliteBooks:
+    """One transaction on the books; `store.BooksTransaction` says what it promises."""
+
+    def __init__(self, line: SqliteLine, clock: Clock) -> None:
+        self._line = line
+        self._clock = clock
+
+    async def __aenter__(self) -> Self:
+        self._connection = await self._line.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                await self._line.commit()
+        finally:
+            self._line.rollback()
+
+    async def release(self, keys: Collection[AttemptKey], doubtful: Collection[AttemptKey] = ()) -> Released:
+        """Delete these open holds. Nothing is doubtful here: nobody writes before a commit has ended."""
+        del doubtful
+        found = ((key, self._connection.execute(_RELEASE, key).fetchone()) for key in keys)
+        return Released(self._clock.now(), {key: read_periods(row[0]) for key, row in found if row is not None})
+
+    async def lock(self, wanted: Mapping[Period, Budget | None]) -> dict[Period, Balance]:
+        """The rows of these periods; the whole file is locked."""
+        found = ((period, self._connection.execute(_LOCK, period).fetchone()) for period in wanted)
+        rows = {period: (Balance(row[0], row[1]), bool(row[2])) for period, row in found if row is not None}
+        return require_open(wanted, rows)
+
+    async def write(self, entries: Sequence[Entry], changes: Mapping[Period, Balance]) -> None:
+        """Add the entries, open the holds among them, and add the changes to the periods' balances."""
+        run, rows = self._connection.executemany, [entry_row(entry) for entry in entries]
+        for row in rows:
+            row["at"], row["held_at"] = as_instant(row["at"]), as_instant(row["held_at"])
+        run(_SHIFT, [(*change, *period) for period, change in changes.items()])
+        run(_ADD, [[row[name] for name in _ENTRY] for row in rows])
+        run(_HOLD, [[row[name] for name in _OPEN] for row in rows if row["kind"] == "hold"])
+
+    async def record(self, audit: AuditSink, records: Sequence[AuditRecord]) -> ChainHead:
+        """Append to the trail within this transaction."""
+        return await audit.append(self._connection, records)

@@ -1,0 +1,73 @@
+"""The edge with one raw ASGI caller: who is let in when, and what a caller who stops reading keeps others from."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.wiring import Platform
+from governance import NewKey
+from router import UpstreamBroken
+from tests.fakes.chats import ROLE, TAIL, WORD, RawCaller, Scripted, chat_with, company
+
+
+@pytest.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    async with company(tmp_path) as made:
+        dropping = asyncio.create_task(made.edge.drop_slow_readers(0.05))
+        yield made
+        dropping.cancel()
+        with suppress(asyncio.CancelledError):
+            await dropping
+
+
+def asking(**members: object) -> bytes:
+    return msgspec.json.encode({"model": "one", "messages": [{"role": "user", "content": "hi"}], **members})
+
+
+async def test_a_key_that_is_revoked_while_its_request_still_comes_is_not_served(platform: Platform) -> None:
+    platform.edge.chat = chat_with(platform, upstreams := Scripted(one=[ROLE, WORD, TAIL]))
+    key = await platform.keys.create(NewKey(name="k", app="a"), by="test")
+    late = RawCaller(platform, key.key, asking(stream=True)).start()
+    await asyncio.sleep(0.01)
+    await platform.keys.revoke(key.id, by="test")
+    await platform.feed.catch_up()
+    await late.ended()
+    assert late.status == 401
+    assert upstreams.asked == []
+
+
+@pytest.mark.parametrize("how", ["revoked", "broken", "whole"])
+async def test_a_caller_who_stops_reading_is_dropped_however_its_turn_ended(platform: Platform, how: str) -> None:
+    limited = "apps: [{name: a, department: d, use_cases: [u], concurrent: 1}]"
+    await platform.register.apply(platform.register.parse(limited), by="test")
+    await platform.feed.catch_up()
+    key = await platform.keys.create(NewKey(name="k", app="a"), by="test")
+    other = await platform.keys.create(NewKey(name="other", app="a"), by="test")
+    scripts = {"revoked": [WORD, WORD, "hang"], "broken": [WORD, WORD, UpstreamBroken("x")], "whole": [WORD, TAIL]}
+    platform.edge.chat = chat_with(platform, Scripted(one=scripts[how]))
+    reads_until = {"revoked": 2, "broken": 3, "whole": 2}[how]
+    deaf = RawCaller(platform, key.key, asking(stream=how != "whole"), reads_until=reads_until).start()
+    deaf.body_comes.set()
+    await asyncio.wait_for(deaf.stuck.wait(), 5)
+    if how == "revoked":
+        await platform.keys.revoke(key.id, by="test")
+        await platform.feed.catch_up()
+    await asyncio.wait_for(deaf.task, 5)
+    assert deaf.gone.is_set()
+    platform.edge.chat = chat_with(platform, Scripted(one=[WORD, TAIL]))
+    assert (await RawCaller(platform, other.key, asking()).start().ended()).status == 200
+
+
+async def test_a_caller_who_waits_for_a_slow_answer_is_no_slow_reader(platform: Platform) -> None:
+    platform.edge.chat = chat_with(platform, Scripted(one=[WORD, "hang"]))
+    key = await platform.keys.create(NewKey(name="k", app="a"), by="test")
+    patient = RawCaller(platform, key.key, asking(stream=True)).start()
+    patient.body_comes.set()
+    await asyncio.sleep(0.3)
+    assert not patient.gone.is_set()
+    patient.abort()
+    await patient.task
