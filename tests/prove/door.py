@@ -16,7 +16,7 @@ import uvloop
 from cost import Book, Ledger, LedgerSettings
 from cost.sql import SqlLedgerStore
 from governance import AuditTrail
-from governance.sql_audit import SqlChains
+from governance.sql_audit import DriverChains
 from kernel import (
     AuditRecord,
     Caller,
@@ -91,7 +91,7 @@ async def _work(url: str, seconds: float, at: float) -> dict[str, float]:
     ledger = Ledger(
         SqlLedgerStore(engine, clock),
         book=lambda: book,
-        audit=AuditTrail(SqlChains(), f"turns-{process}", clock=clock),
+        audit=AuditTrail(DriverChains(), f"turns-{process}", clock=clock),
         clock=clock,
         process=process,
         settings=LedgerSettings(commit_timeout_seconds=10),

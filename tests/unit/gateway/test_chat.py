@@ -230,3 +230,31 @@ async def test_a_long_text_is_looked_through_as_well(platform: Platform) -> None
         await chat_with(platform, Scripted(one=[WORD, TAIL])).complete(
             await caller_of(platform), request, Trace(SystemClock())
         )
+
+
+async def test_a_turn_that_is_open_when_its_target_starts_to_drain_ends_in_peace(platform: Platform) -> None:
+    upstreams, trace = Scripted(two=[WORD, WORD, TAIL]), Trace(SystemClock())
+    chat, caller = chat_with(platform, upstreams), await caller_of(platform)
+    async with aclosing(chat.stream(caller, asking("two", stream=True), trace)) as chunks:
+        told = [await anext(chunks)]
+        drained = "models: [{name: two, provider: s, draining: true}]"
+        await platform.register.apply(platform.register.parse(drained), by="test")
+        await platform.feed.catch_up()
+        told += [chunk async for chunk in chunks]
+    assert told == [WORD, WORD, TAIL]
+    assert trace.turn is not None
+    await trace.turn.settled()
+    assert await states(platform, trace) == [("two", "post", False)]
+
+
+async def test_where_every_target_rests_nothing_is_held(platform: Platform) -> None:
+    drained = "models: [{name: one, provider: s, draining: true}, {name: two, provider: s, draining: true}]"
+    await platform.register.apply(platform.register.parse(drained), by="test")
+    await platform.feed.catch_up()
+    trace = Trace(SystemClock())
+    with pytest.raises(TargetsResting):
+        await chat_with(platform, Scripted()).complete(await caller_of(platform), asking("both"), trace)
+    assert trace.turn is not None
+    await trace.turn.settled()
+    assert await platform.ledger.request(trace.turn_id) is None
+    assert platform.ledger.open_holds == 0

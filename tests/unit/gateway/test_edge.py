@@ -71,3 +71,13 @@ async def test_a_caller_who_waits_for_a_slow_answer_is_no_slow_reader(platform: 
     assert not patient.gone.is_set()
     patient.abort()
     await patient.task
+
+
+async def test_a_process_that_stops_takes_no_new_turn_and_says_that_another_try_may_help(platform: Platform) -> None:
+    platform.edge.chat = chat_with(platform, upstreams := Scripted(one=[WORD, TAIL]))
+    platform.edge.stopping = lambda: True
+    key = await platform.keys.create(NewKey(name="k", app="a"), by="test")
+    refused = await RawCaller(platform, key.key, asking()).start().ended()
+    assert refused.status == 503
+    assert b"x-should-retry: true" in refused.head
+    assert upstreams.asked == []
