@@ -36,7 +36,14 @@ class Connection(Protocol):
         ...
 
     def begin(self, status: int, head: bytes, length: int | None) -> None:
-        """Write the status line and these header lines. length: of the body in bytes; None: it comes in chunks."""
+        """The status line and these header lines. length: of the body in bytes; None: it comes in chunks."""
+        ...
+
+    async def write(self, data: bytes, *, more: bool) -> None:
+        """Send what has begun and a part of the body, once the other side has taken what came before.
+
+        more: whether more will follow.
+        """
         ...
 
 
@@ -114,7 +121,7 @@ class Exchange:
 
     async def _pass_on(self, data: bytes, *, more: bool) -> None:
         self.stuck_since = self.trace.clock.monotonic()
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        await self.connection.write(data, more=more)
         self.stuck_since = None
 
     async def finish(self) -> None:

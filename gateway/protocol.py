@@ -86,11 +86,12 @@ class BoundedProtocol(HttpToolsProtocol):
 class _Line:
     """What one request's answer goes over: `gateway.exchange.Connection`."""
 
-    __slots__ = ("_cycle", "_protocol")
+    __slots__ = ("_cycle", "_head", "_protocol")
 
     def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
+        self._head = b""
 
     @property
     def is_lost(self) -> bool:
@@ -108,13 +109,31 @@ class _Line:
 
     def begin(self, status: int, head: bytes, length: int | None) -> None:
         cycle = self._cycle
-        if cycle.disconnected:
-            return
         cycle.response_started, cycle.waiting_for_100_continue = True, False
-        cycle.chunked_encoding, cycle.expected_content_length = length is None, length or 0
+        cycle.chunked_encoding = length is None
         framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
         last = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-        cycle.transport.write(STATUS_LINE[status] + head + framing + last)
+        self._head = STATUS_LINE[status] + head + framing + last
+
+    async def write(self, data: bytes, *, more: bool) -> None:
+        cycle = self._cycle
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        if cycle.scope["method"] == "HEAD":
+            data = b""
+        elif cycle.chunked_encoding:
+            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
+        if self._head or data:
+            head, self._head = self._head, b""
+            cycle.transport.write(head + data)  # together: each write is a system call, and a wake-up over there
+        if not more:
+            cycle.response_complete = True
+            cycle.message_event.set()
+            if not cycle.keep_alive:
+                cycle.transport.close()
+            cycle.on_response()
 
 
 async def tend(connections: Iterable[object], seconds: float = 1.0) -> None:
