@@ -160,7 +160,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Http1Answer | None = None
         self._draining: asyncio.TimerHandle | None = None
-        self._overhead_bytes = self._head_bytes = 0
+        self._overhead_bytes = 0
         self._in_head = self._over = self._keeps_alive = self._ends_by_closing = False
 
     @property
@@ -224,6 +224,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None and self._draining is None:
+            self._transport.abort()  # nobody asked
             return
         self._overhead_bytes += len(data)
         try:
@@ -262,16 +263,11 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._over or self._answer is None:
             raise ValueError("more came than one answer")
-        self._answer.headers.clear()
-        self._head_bytes = 0
+        self._answer.headers.clear()  # of an interim answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._answer is None or not self._in_head:  # a trailer
-            return
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _OVERHEAD_BYTES_MAX:
-            raise ValueError("too many headers")
-        self._answer.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+        if self._answer is not None and self._in_head:  # else a trailer
+            self._answer.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
 
     def on_headers_complete(self) -> None:
         answer, status = self._answer, self._parser.get_status_code()
@@ -370,7 +366,7 @@ class Http1:
         idle = self._idle.get(origin)
         while idle:
             connection, _ = idle.popitem()
-            if connection.is_quiet and not self._is_old(connection):
+            if connection.is_quiet:
                 return connection
             connection.close()
         return None
@@ -408,18 +404,16 @@ class Http1:
             place = self._places[key] = (origin, line)
         return place
 
-    def _is_old(self, connection: _Connection) -> bool:
-        return connection.loop.time() - connection.idle_since >= self.settings.keepalive_seconds
-
     def _close_old_ones(self) -> None:
-        due = math.inf
+        loop = asyncio.get_running_loop()
+        keepalive_seconds, due = self.settings.keepalive_seconds, math.inf
         for origin, idle in list(self._idle.items()):
             for connection in list(idle):
-                if not self._is_old(connection):
-                    due = min(due, connection.idle_since + self.settings.keepalive_seconds)
+                if loop.time() < connection.idle_since + keepalive_seconds:
+                    due = min(due, connection.idle_since + keepalive_seconds)
                     break
                 del idle[connection]
                 connection.close()
             if not idle:
                 del self._idle[origin]
-        self._sweep = asyncio.get_running_loop().call_at(due, self._close_old_ones) if due < math.inf else None
+        self._sweep = loop.call_at(due, self._close_old_ones) if due < math.inf else None

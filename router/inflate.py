@@ -33,7 +33,6 @@ class _Inflated:
         self._gzip = gzip
         self._stream: zlib._Decompress | None = None
         self._rest = b""
-        self._has_more = False  # in the stream itself, where a piece had no room for it
 
     @property
     def status(self) -> int:
@@ -48,7 +47,7 @@ class _Inflated:
     async def block(self) -> bytes:
         """The next piece, of a bounded size however much it stands for."""
         while True:
-            if self._rest or self._has_more:
+            if self._rest:
                 await asyncio.sleep(0)  # there may be a thousand pieces to a block, and others wait for their turn
             else:
                 self._rest = await self._answer.block()
@@ -75,7 +74,6 @@ class _Inflated:
         except zlib.error as error:
             raise UpstreamBroken("The provider sent an answer that is not in the encoding that it names.") from error
         self._rest = self._stream.unconsumed_tail or self._stream.unused_data
-        self._has_more = len(piece) == _PIECE_BYTES and not self._stream.eof
         if self._stream.eof:
             self._stream = None
         return piece

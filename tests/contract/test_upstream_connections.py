@@ -383,7 +383,8 @@ class TestTimeRunsOut:
                 other.connect_ex(deaf.getsockname())
             sent, upstreams = Sent(), make(base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}", **SHORT)
             with pytest.raises(UpstreamTimeout, match="`answer`") as caught:
-                await upstreams.complete(TARGET, chat(), sent.call())
+                async with asyncio.timeout(2):
+                    await upstreams.complete(TARGET, chat(), sent.call())
             for other in others:
                 other.close()
         assert (caught.value.unbilled, sent.times) == (True, 0)

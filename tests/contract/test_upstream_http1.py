@@ -10,7 +10,7 @@ import pytest
 
 from router import UpstreamBroken, Upstreams, UpstreamSettings, UpstreamUnreachable
 from tests.fakes.routing import TARGET, Sent, chat
-from tests.fakes.scripted_upstream import HOLD, REPLY, ScriptedUpstream, Wait, whole
+from tests.fakes.scripted_upstream import FIN, HOLD, REPLY, ScriptedUpstream, Wait, whole
 
 
 @pytest.fixture
@@ -63,6 +63,14 @@ async def test_closing_makes_no_answer_whole_that_ends_by_closing(make, server: 
     await upstreams.close()
     with pytest.raises(UpstreamBroken):
         await waiting
+
+
+async def test_an_end_before_the_request_was_taken_is_an_end_at_once(make, server: ScriptedUpstream):
+    server.reads_bodies = False
+    server.will(Wait(0.2), FIN, Wait(5))  # when no more of it goes into the socket
+    async with asyncio.timeout(2):
+        with pytest.raises(UpstreamBroken):
+            await make().complete(TARGET, chat("x" * 16_000_000), Sent().call())
 
 
 async def test_nothing_is_sent_once_it_is_closed(make, server: ScriptedUpstream):

@@ -15,6 +15,7 @@ from typing import Any, Self
 HOLD = "hold"  # say nothing more until the client hangs up
 CUT = "cut"  # close the connection in good order
 RESET = "reset"  # close it with a TCP RST
+FIN = "fin"  # send FIN
 HALF_CLOSE = "half-close"  # send FIN, go on listening
 SWALLOW = "swallow"  # read the body of a request whose head alone was read
 
@@ -172,6 +173,8 @@ class ScriptedUpstream:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
                 return True
+            case "fin":
+                writer.write_eof()
             case "half-close":
                 writer.write_eof()
                 return await self._do(HOLD, reader, writer)
