@@ -31,7 +31,8 @@ _PICTURE = "![CPU per request and per streamed chunk, on one core](bench/results
 def main() -> int:
     """0 whatever was found, since a proof judges it; 2 for a name that nobody has, 130 on Ctrl-C and SIGTERM."""
     given = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends what it started, too
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever ends this ends what it started, also from the background
+        signal.signal(number, signal.default_int_handler)
     try:
         plan = plan_of(given.only, quick=given.quick)
     except ValueError as error:

@@ -19,7 +19,8 @@ INTERRUPTED = 130
 def main() -> int:
     """0 when every proof that was run is met, 1 when one is not, 2 when none was found, 130 on Ctrl-C and SIGTERM."""
     given = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends what it started, too
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever ends this ends what it started, also from the background
+        signal.signal(number, signal.default_int_handler)
     only = tuple(filter(None, given.only.split(",")))
     proofs = collect(only)
     if not proofs:
