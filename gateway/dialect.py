@@ -32,7 +32,6 @@ _TIERS = frozenset({"auto", "default"})
 # What providers add to a prompt by themselves: role marks and instructions for tools. More is the model's to declare.
 _OVERHEAD_TOKENS = 8
 _OVERHEAD_TOKENS_MESSAGE = 8
-_MESSAGE_BYTES_MIN = 12  # {"role":""},
 _OVERHEAD_TOKENS_TOOLS = 1024
 _NOT_PROMPT = frozenset({"model", "messages", "stream", "stream_options", "metadata", "user", "store", "penstock"})
 _HINT_HEADERS = {
@@ -106,7 +105,7 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
     if told is None:
         raise InvalidRequest("messages is missing; send a list of messages.", param="messages")
     _check(facts)
-    is_text = _read_messages(told)
+    count, is_text = _read_messages(told)
     for name in _NOT_OFFERED.keys() & fields.keys():
         raise InvalidRequest(f"{name} is not offered: {_NOT_OFFERED[name]}.", param=name)
     hints = read_hints(facts, headers)
@@ -120,7 +119,7 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         stream=bool(facts.stream),
         include_usage=facts.stream_options is not None and facts.stream_options.include_usage,
         choices=1 if facts.n is None else facts.n,
-        input_tokens_max=_input_tokens_max(facts, fields, told) if is_text else None,
+        input_tokens_max=_input_tokens_max(facts, fields, count) if is_text else None,
         output_tokens_max=facts.max_tokens if facts.max_completion_tokens is None else facts.max_completion_tokens,
         hints=hints,
     )
@@ -190,10 +189,11 @@ def _check(facts: _Facts) -> None:
             raise InvalidRequest(f"{name} must be at least 1.", param=name)
 
 
-def _read_messages(told: Raw) -> bool:
-    """Whether all of the messages are certainly text. Raises InvalidRequest naming the first one at fault.
+def _read_messages(told: Raw) -> tuple[int, bool]:
+    """How many messages there are, and whether all of them are certainly text.
 
-    Their texts are never taken apart: nothing here may take much longer than reading the bytes once.
+    Raises InvalidRequest naming the first one at fault. Their texts are never taken apart: nothing here may take much
+    longer than reading the bytes once.
     """
     try:
         messages: Sequence[_TextMessage | _Message] = _texts.decode(told)
@@ -203,7 +203,7 @@ def _read_messages(told: Raw) -> bool:
     parts = sum(len(message.content) for message in messages if isinstance(message.content, list))
     if not 0 < len(messages) <= _MESSAGES_MAX or parts > _PARTS_MAX:
         raise InvalidRequest(_TOO_MANY, param="messages")
-    return is_text
+    return len(messages), is_text
 
 
 def _read_media(told: Raw) -> list[_Message]:
@@ -222,12 +222,11 @@ def _read_media(told: Raw) -> list[_Message]:
     raise InvalidRequest(_explain(reason), param=f"{where}.{member}" if member and where != "messages" else where)
 
 
-def _input_tokens_max(facts: _Facts, fields: Mapping[str, Raw], told: Raw) -> int | None:
+def _input_tokens_max(facts: _Facts, fields: Mapping[str, Raw], messages: int) -> int | None:
     """A bound no byte-level tokenizer exceeds: a token is at least one byte of UTF-8, and JSON is never shorter."""
     if facts.modalities and facts.modalities != ["text"]:
         return None
-    messages = len(memoryview(told))
-    total = _OVERHEAD_TOKENS + messages + messages // _MESSAGE_BYTES_MIN * _OVERHEAD_TOKENS_MESSAGE
+    total = _OVERHEAD_TOKENS + len(memoryview(fields["messages"])) + messages * _OVERHEAD_TOKENS_MESSAGE
     total += sum(len(memoryview(raw)) for name, raw in fields.items() if name not in _NOT_PROMPT)
     return total + (_OVERHEAD_TOKENS_TOOLS if "tools" in fields or "functions" in fields else 0)
 

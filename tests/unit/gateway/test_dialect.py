@@ -153,3 +153,9 @@ def test_more_parts_than_anybody_needs_are_refused() -> None:
     content = [{"type": "text", "text": "a"}] * 20_001
     with pytest.raises(InvalidRequest, match="parts"):
         read_chat(body(messages=[{"role": "user", "content": content}]), {})
+
+
+def test_the_prompt_bound_of_one_long_message_is_hardly_more_than_its_bytes() -> None:
+    bound = read_chat(body(messages=[{"role": "user", "content": "x" * 100_000}]), {}).input_tokens_max
+    assert bound is not None
+    assert 100_000 <= bound < 100_200
