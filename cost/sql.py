@@ -43,15 +43,6 @@ from kernel.db import Base, reading
 SPENT = ("post", "correction")
 _FORGOTTEN = timedelta(hours=1)
 
-_move = (
-    update(BudgetPeriodRow)
-    .where(BudgetPeriodRow.budget_id == bindparam("of"), BudgetPeriodRow.period == bindparam("within"))
-    .values(
-        posted_nano_usd=BudgetPeriodRow.posted_nano_usd + bindparam("posted"),
-        held_nano_usd=BudgetPeriodRow.held_nano_usd + bindparam("held"),
-    )
-    .execution_options(synchronize_session=False)
-)
 _join = (
     update(OpenHoldRow)
     .where(OpenHoldRow.turn_id == bindparam("turn"), OpenHoldRow.attempt == bindparam("number"))
@@ -224,16 +215,6 @@ async def lock_holds(connection: AsyncConnection, mode: str) -> None:
     """Lock the table of open holds in this mode of PostgreSQL's until the transaction's end."""
     if connection.dialect.name == "postgresql":
         await connection.execute(text(f"LOCK TABLE {OpenHoldRow.__tablename__} IN {mode} MODE"))
-
-
-async def shift(connection: AsyncConnection, changes: Mapping[Period, Balance]) -> None:
-    """Add the changes to the balances of these periods."""
-    moved = [
-        {"of": period.budget_id, "within": period.key, "posted": change.posted_nano_usd, "held": change.held_nano_usd}
-        for period, change in sorted(changes.items())
-    ]
-    if moved:
-        await connection.execute(_move, moved)
 
 
 def spent_in(budget: Budget, period: Period) -> Select[int]:

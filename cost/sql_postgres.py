@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cost.budgets import Budget, Period
 from cost.entries import AttemptKey, Entry
-from cost.sql_rows import entry_row, read_periods
+from cost.sql_rows import entry_line, read_periods
 from cost.store import Balance, Released, require_open
 from cost.tables import EntryRow
 from kernel import AuditRecord, AuditSink, ChainHead
@@ -138,7 +138,7 @@ class PostgresBooks:
 
     async def write(self, entries: Sequence[Entry], changes: Mapping[Period, Balance]) -> None:
         """Add the entries, open the holds among them, and add the changes to the periods' balances."""
-        lines = msgspec.json.encode([entry_row(entry) for entry in entries]).decode()
+        lines = msgspec.json.encode([entry_line(entry) for entry in entries]).decode()
         moved = [(*period, *change) for period, change in changes.items()]
         await self._connection.execute(_WRITE, lines, *_columns(moved, 4))
 

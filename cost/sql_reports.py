@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, case, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
@@ -22,15 +22,24 @@ from cost.sql import (
     open_in,
     period_rows,
     refusing,
-    shift,
     spent_in,
 )
-from cost.sql_rows import entry_row, padded
+from cost.sql_rows import entry_line, padded
 from cost.store import Balance, Question, SpendRow
 from cost.tables import BudgetPeriodRow, EntryRow
 from kernel.db import reading
 
 _COLUMN_OF = {"model": "target", "key": "key_id"}
+
+_move = (
+    update(BudgetPeriodRow)
+    .where(BudgetPeriodRow.budget_id == bindparam("of"), BudgetPeriodRow.period == bindparam("within"))
+    .values(
+        posted_nano_usd=BudgetPeriodRow.posted_nano_usd + bindparam("posted"),
+        held_nano_usd=BudgetPeriodRow.held_nano_usd + bindparam("held"),
+    )
+    .execution_options(synchronize_session=False)
+)
 
 
 class SqlReports:
@@ -90,7 +99,7 @@ class SqlReports:
                         posted = changes.get(period, Balance()).posted_nano_usd
                         changes[period] = Balance(posted + entry.amount_nano_usd)
                 await period_rows(connection, changes, locked=True)  # in the order of ids that committers keep to
-                await shift(connection, changes)
+                await _shift(connection, changes)
         return added
 
     async def _add(self, connection: AsyncConnection, entries: Sequence[Entry]) -> set[AttemptKey]:
@@ -98,7 +107,7 @@ class SqlReports:
         if not entries:
             return set()
         new = insert_missing(connection, EntryRow).returning(EntryRow.turn_id, EntryRow.attempt)
-        written = await connection.execute(new, [entry_row(entry) for entry in entries])
+        written = await connection.execute(new, [msgspec.structs.asdict(entry_line(entry)) for entry in entries])
         return {AttemptKey(turn_id, attempt) for turn_id, attempt in written}
 
     async def balances(self, budgets: Mapping[Period, Budget]) -> dict[Period, Balance]:
@@ -160,6 +169,16 @@ async def _opened(connection: AsyncConnection, periods: Collection[Period]) -> d
         tuple_(row.budget_id, row.period).in_(padded(periods))
     )
     return {Period(budget_id, key): opened_at for budget_id, key, opened_at in await connection.execute(found)}
+
+
+async def _shift(connection: AsyncConnection, changes: Mapping[Period, Balance]) -> None:
+    """Add the changes to the balances of these periods."""
+    moved = [
+        {"of": period.budget_id, "within": period.key, "posted": change.posted_nano_usd, "held": change.held_nano_usd}
+        for period, change in sorted(changes.items())
+    ]
+    if moved:
+        await connection.execute(_move, moved)
 
 
 def _counted(correction: Correction, opened: Mapping[Period, datetime]) -> Entry:

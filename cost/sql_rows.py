@@ -1,7 +1,8 @@
 """Entries and open holds as rows, and rows as entries. It asks nothing and decides nothing."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,20 +15,76 @@ from kernel import Component
 _TEXT_MAX = 300
 _JSON_FIELDS = ("periods", "tokens", "cost", "rates")
 _PLAIN_FIELDS = tuple(name for name in Entry.__struct_fields__ if name not in _JSON_FIELDS)
+_KNOWN_MAX = 1024
 
 Item = TypeVar("Item")
 
 
-def entry_row(entry: Entry) -> dict[str, Any]:
+class EntryLine(msgspec.Struct):
+    """A row of the table of entries: its columns in their order, which drivers are given as they are."""
+
+    turn_id: str
+    attempt: int
+    step: int
+    kind: str
+    at: datetime | str
+    held_at: datetime | str
+    amount_nano_usd: int
+    estimated: bool
+    target: str
+    provider: str
+    upstream_model: str
+    price_id: str | None
+    department: str | None
+    app: str | None
+    key_id: str
+    user: str | None
+    use_case: str | None
+    data_class: str
+    process: str
+    budgets: str
+    tokens: str
+    input_tokens: int
+    output_tokens: int
+    cost: str
+    rates: str | None
+    provider_request_id: str | None
+    reason: str | None
+
+
+def entry_line(entry: Entry) -> EntryLine:
     """The entry as its row."""
-    row = msgspec.structs.asdict(entry)
-    row["user"], row["provider_request_id"] = _storable(entry.user), _storable(entry.provider_request_id)
-    row["budgets"], row["tokens"], row["cost"] = as_json(row.pop("periods")), as_json(entry.tokens), as_json(entry.cost)
-    row["rates"] = None if entry.rates is None else as_json(entry.rates)
-    whole = sum(entry.tokens.values())
-    row["output_tokens"] = output = sum([count for part, count in entry.tokens.items() if part.is_output])
-    row["input_tokens"] = whole - output
-    return row
+    tokens = entry.tokens
+    output = sum([count for part, count in tokens.items() if part.is_output])
+    return EntryLine(
+        entry.turn_id,
+        entry.attempt,
+        entry.step,
+        entry.kind,
+        entry.at,
+        entry.held_at,
+        entry.amount_nano_usd,
+        entry.estimated,
+        entry.target,
+        entry.provider,
+        entry.upstream_model,
+        entry.price_id,
+        entry.department,
+        entry.app,
+        entry.key_id,
+        _storable(entry.user),
+        entry.use_case,
+        entry.data_class,
+        entry.process,
+        write_periods(entry.periods),
+        as_json(tokens),
+        sum(tokens.values()) - output,
+        output,
+        as_json(entry.cost),
+        None if entry.rates is None else as_json(entry.rates),
+        _storable(entry.provider_request_id),
+        entry.reason,
+    )
 
 
 def read_entry(row: Row[Any]) -> Entry:
@@ -42,19 +99,24 @@ def read_entry(row: Row[Any]) -> Entry:
     )
 
 
-def as_instant(at: datetime) -> str:
-    """As the tables' type writes it on SQLite."""
-    return at.astimezone(UTC).isoformat(" ", "microseconds")[:26]
-
-
+@lru_cache(_KNOWN_MAX)
 def read_periods(written: str) -> tuple[Period, ...]:
     """The periods that a row names."""
     return msgspec.json.decode(written, type=tuple[Period, ...])
 
 
+@lru_cache(_KNOWN_MAX)
+def write_periods(periods: tuple[Period, ...]) -> str:
+    """As `read_periods` reads them."""
+    return as_json(periods)
+
+
 def as_json(value: object) -> str:
     """As it is written into rows."""
-    return msgspec.json.encode(value).decode()
+    return _encode(value).decode()
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 def _storable(text: str | None) -> str | None:

@@ -12,13 +12,15 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from cost.budgets import Budget, Period
 from cost.entries import AttemptKey, Entry
-from cost.sql_rows import as_instant, entry_row, read_periods
+from cost.sql_rows import EntryLine, entry_line, read_periods
 from cost.store import Balance, Released, require_open
 from cost.tables import EntryRow
 from kernel import AuditRecord, AuditSink, ChainHead, Clock
-from kernel.db import connect_sqlite
+from kernel.db import as_instant, connect_sqlite, quoted_columns
 
 _LOOK_AGAIN_SECONDS = 0.001
 _RELEASE = "DELETE FROM open_holds WHERE turn_id = ? AND attempt = ? RETURNING periods"
@@ -26,17 +28,9 @@ _LOCK = "SELECT posted_nano_usd, held_nano_usd, is_counted FROM budget_periods W
 _SHIFT = """
 UPDATE budget_periods SET posted_nano_usd = posted_nano_usd + ?, held_nano_usd = held_nano_usd + ?
 WHERE budget_id = ? AND period = ?"""
-_ENTRY = tuple(column.name for column in EntryRow.__table__.columns)
-_OPEN = ("turn_id", "attempt", "process", "held_at", "amount_nano_usd", "budgets")
-
-
-def _insert(table: str, names: Sequence[str]) -> str:
-    quoted = ", ".join(f'"{name}"' for name in names)
-    return f"INSERT INTO {table} ({quoted}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 - our own names
-
-
-_ADD = _insert("entries", _ENTRY)
-_HOLD = _insert("open_holds", (*_OPEN[:-1], "periods"))
+_ADD = f"INSERT INTO entries ({quoted_columns(EntryRow)}) VALUES ({', '.join('?' * len(EntryLine.__struct_fields__))})"  # noqa: S608 - our own names
+_HOLD = """
+INSERT INTO open_holds (turn_id, attempt, process, held_at, amount_nano_usd, periods) VALUES (?, ?, ?, ?, ?, ?)"""
 
 
 class SqliteLine:
@@ -124,13 +118,17 @@ class SqliteBooks:
 
     async def write(self, entries: Sequence[Entry], changes: Mapping[Period, Balance]) -> None:
         """Add the entries, open the holds among them, and add the changes to the periods' balances."""
-        run, rows = self._connection.executemany, [entry_row(entry) for entry in entries]
-        for row in rows:
-            row["at"], row["held_at"] = as_instant(row["at"]), as_instant(row["held_at"])
+        run, lines = self._connection.executemany, [entry_line(entry) for entry in entries]
+        for line in lines:
+            line.at, line.held_at = as_instant(line.at), as_instant(line.held_at)
         run(_SHIFT, [(*change, *period) for period, change in changes.items()])
-        run(_ADD, [[row[name] for name in _ENTRY] for row in rows])
-        run(_HOLD, [[row[name] for name in _OPEN] for row in rows if row["kind"] == "hold"])
+        run(_ADD, [msgspec.structs.astuple(line) for line in lines])
+        run(_HOLD, [_open_hold(line) for line in lines if line.kind == "hold"])
 
     async def record(self, audit: AuditSink, records: Sequence[AuditRecord]) -> ChainHead:
         """Append to the trail within this transaction."""
         return await audit.append(self._connection, records)
+
+
+def _open_hold(line: EntryLine) -> tuple[object, ...]:
+    return line.turn_id, line.attempt, line.process, line.held_at, line.amount_nano_usd, line.budgets

@@ -66,7 +66,7 @@ class Turn:
         self.milliseconds: dict[str, float] = {"hold": 0.0, "do": 0.0}
         self._desk = desk
         self._caller = caller
-        self._request = request
+        self._sizes = request.output_tokens_max, request.input_tokens_max, request.choices  # a turn outlives its text
         self._plan = plan
         self._admission = admission
         self._asked = 0
@@ -178,8 +178,8 @@ class Turn:
         return hold
 
     def _ask(self, attempt: "Attempt") -> Ask:
-        request, target, book = self._request, attempt.target, self._desk.book()
-        asked, bound = request.output_tokens_max, request.input_tokens_max
+        target, book = attempt.target, self._desk.book()
+        asked, bound, choices = self._sizes
         return Ask(
             key=AttemptKey(self.id, attempt.number),
             target=target,
@@ -189,7 +189,7 @@ class Turn:
             input_tokens=target.context_tokens if bound is None else bound + target.prompt_overhead_tokens,
             output_tokens=target.output_tokens_max if asked is None else min(asked, target.output_tokens_max),
             output_tokens_min=self._desk.settings.output_tokens_min,
-            choices=request.choices,
+            choices=choices,
         )
 
     def _spend_time(self, beat: str, began: float) -> None:
@@ -265,6 +265,7 @@ class Attempt:
         self.is_estimated = closing.estimated
         self.cost_nano_usd = self.held_nano_usd if closing.amount_nano_usd is None else closing.amount_nano_usd
         self._turn.close(self, closing, error)
+        del self._turn  # it holds its attempts: what refers to itself waits for the garbage collector
         return _is_curable(error) and not self.is_answered
 
     def sent(self) -> None:

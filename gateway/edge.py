@@ -1,4 +1,4 @@
-"""The data plane as raw ASGI, in front of FastAPI, and the gate to both: nobody passes without a key.
+"""The data plane, in front of FastAPI, and the gate to both: nobody passes without a key.
 
 One table (`ENDPOINTS`) says what there is and who may. What is not in it goes to the control plane under `/api`,
 or is answered 404 to those who have a key and 401 to those who have none.
@@ -17,6 +17,7 @@ from types import MappingProxyType
 import msgspec
 
 from cost import Ledger, Turn
+from gateway.asgi import AsgiApplication, hand_over
 from gateway.chat import Chat
 from gateway.dialect import read_chat
 from gateway.errors import (
@@ -30,7 +31,7 @@ from gateway.errors import (
     error_headers,
     status_of,
 )
-from gateway.exchange import Exchange, Receive, Scope, Send
+from gateway.exchange import Connection, Exchange
 from gateway.history import History
 from gateway.metrics import Metrics
 from gateway.trace import Trace
@@ -77,7 +78,7 @@ class EdgeLimits:
 
 
 class Edge:
-    """The ASGI application: the table above, then FastAPI for the control plane."""
+    """What answers every request: the table above, then FastAPI for the control plane."""
 
     def __init__(  # noqa: PLR0913 - the edge is where everything meets; each is handed over once, by name
         self,
@@ -89,7 +90,7 @@ class Edge:
         ledger: Ledger,
         history: History,
         metrics: Metrics,
-        control: Callable[[Scope, Receive, Send], Awaitable[None]],
+        control: AsgiApplication,
         ready: Callable[[], Awaitable[dict[str, str]]],
         clock: Clock,
         limits: EdgeLimits,
@@ -122,15 +123,14 @@ class Edge:
         self._settling: dict[str, Turn] = {}
         self._waiting: dict[asyncio.Future[None], tuple[Turn, float]] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, connection: Connection) -> None:
         """One exchange: identify, find the row, answer; every error becomes OpenAI's error object."""
-        assert scope["type"] == "http", "lifespan and websockets are off"
-        x = Exchange(scope, receive, send, Trace(self.clock))
+        x = Exchange(connection, Trace(self.clock))
         row = self._rows.get(x.path) or self._rows.get(x.path[: x.path.rfind("/") + 1])
         try:
             await self._answer(x, row)
         except PlatformError as refusal:
-            told = refusal
+            told = _without_frames(refusal)
             if x.caller is None or (row is not None and row.access is Access.APP):
                 told = await self._record_refusal(x, refusal)
                 self.metrics.turn(
@@ -165,9 +165,8 @@ class Edge:
     async def _beyond(self, x: Exchange) -> None:
         if not x.path.startswith("/api/"):
             raise NotFound(f"There is no endpoint {x.method} {x.path[:128]}; docs/guides list what there is.")
-        x.scope["penstock.caller"] = x.caller
-        x.scope["penstock.request_id"] = x.trace.turn_id
-        await x.hand_over(self.control)
+        facts = {"penstock.caller": x.caller, "penstock.request_id": x.trace.turn_id}
+        await hand_over(x.connection, self.control, facts)
 
     # The open rows
 
@@ -245,7 +244,7 @@ class Edge:
                 assert x.caller is not None
                 await (self._stream if request.stream else self._whole)(x, x.caller, request)
         except PlatformError as refusal:
-            failure = refusal
+            failure = _without_frames(refusal)
         except asyncio.CancelledError:  # by uvicorn at the end of the drain, or by `end_turns_of`
             failure = x.ended_by or ShuttingDown(
                 "This process stopped before the answer was complete.", retry_after_seconds=1
@@ -261,14 +260,6 @@ class Edge:
         """End the open turns of keys that were just revoked, streams with an error event."""
         for x in [x for x in self._open if x.caller is not None and x.caller.key_id in key_ids]:
             x.end(InvalidKey("revoked"))
-
-    async def drop_slow_readers(self, seconds: float) -> None:
-        """For ever: drop callers who take nothing of their answer for so long; they hold money and an upstream."""
-        while True:
-            await asyncio.sleep(min(1.0, seconds))
-            late = self.clock.monotonic() - seconds
-            for x in [x for x in self._open if x.stuck_since is not None and x.stuck_since < late]:
-                x.abort()
 
     def _require_running(self) -> None:
         if self.stopping():
@@ -403,6 +394,12 @@ def _tokens_used(turn: Turn | None) -> int | None:
     if turn is not None and turn.usage is not None:
         return turn.usage.input_tokens + turn.usage.output_tokens
     return None if turn is not None and any(attempt.is_estimated for attempt in turn.attempts) else 0
+
+
+def _without_frames(refusal: PlatformError) -> PlatformError:
+    """The refusal without the frames it came through: they hold the body, and the refusal, until they are collected."""
+    refusal.__context__ = refusal.__cause__ = None
+    return refusal.with_traceback(None)
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

@@ -24,6 +24,12 @@ class RequestTooLarge(PlatformError):
     status, code, kind = 413, "request_too_large", "invalid_request_error"
 
 
+class UnsupportedEncoding(PlatformError):
+    """The body comes in a coding that is not read here; nothing is ever unpacked."""
+
+    status, code, kind = 415, "unsupported_content_encoding", "invalid_request_error"
+
+
 class HeadersTooLarge(PlatformError):
     """The request's head is larger than this gateway reads."""
 
@@ -64,6 +70,12 @@ class ShuttingDown(PlatformError):
     """The process takes no new work; another one, or this one after its restart, will."""
 
     status, code, retryable = 503, "shutting_down", True
+
+
+class Crowded(PlatformError):
+    """More connections are open than this process serves; another one, or this one in a moment, will."""
+
+    status, code, retryable = 503, "crowded", True
 
 
 class InternalError(PlatformError):

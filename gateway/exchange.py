@@ -1,34 +1,49 @@
-"""One HTTP exchange over raw ASGI: headers and a bounded body in, a reply or a stream out, a caller who may hang up."""
+"""One HTTP exchange: headers and a bounded body in, a reply or a stream out, a caller who may hang up."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from gateway.errors import CallerGone, RequestTimeout, RequestTooLarge
 from gateway.trace import Trace
 from kernel import Caller, PlatformError
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 
 class Connection(Protocol):
-    """What the answer goes over."""
+    """A request as it comes, and the line that its answer goes over.
+
+    headers: names in lower case; a repeated one is one list with commas. received: bytes of the body until now;
+    is_whole: that is all of it. is_lost: the other side is gone. is_full: it has yet to take what was written.
+    """
 
     @property
-    def is_lost(self) -> bool:
-        """Whether the other side has closed it."""
+    def method(self) -> str: ...  # noqa: D102 - told above, as all of these are
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def query(self) -> bytes: ...  # noqa: D102
+    @property
+    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def received(self) -> int: ...  # noqa: D102
+    @property
+    def is_whole(self) -> bool: ...  # noqa: D102
+    @property
+    def is_lost(self) -> bool: ...  # noqa: D102
+    @property
+    def is_full(self) -> bool: ...  # noqa: D102
+
+    def take(self) -> bytes:
+        """What came of the body since the last time."""
         ...
 
-    def whole_body(self) -> bytes | None:
-        """The request's body, if all of it has come; None: wait for it by way of ASGI."""
+    async def more(self) -> None:
+        """Wait until more of the body has come, or all of it; then, until the other side is gone."""
         ...
 
     def watch(self, on_lost: Callable[[], None] | None) -> None:
-        """Call this once, when it is closed by the other side; None: nothing any more."""
+        """Call this once, when the other side is gone; None: nothing any more."""
         ...
 
     def abort(self) -> None:
@@ -39,70 +54,51 @@ class Connection(Protocol):
         """The status line and these header lines. length: of the body in bytes; None: it comes in chunks."""
         ...
 
-    async def write(self, data: bytes, *, more: bool) -> None:
-        """Send what has begun and a part of the body, once the other side has taken what came before.
+    def write(self, data: bytes, *, more: bool) -> None:
+        """Send what has begun and a part of the body. more: whether more will follow."""
+        ...
 
-        more: whether more will follow.
-        """
+    async def drained(self) -> None:
+        """Wait until the other side has taken what was written, or is gone."""
         ...
 
 
 class Exchange:
     """A request being answered. `caller` is set once the key is known."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, trace: Trace) -> None:
-        self.scope = scope
-        self.connection: Connection = scope["penstock.connection"]
-        self.path: str = scope["path"]
-        self.method: str = scope["method"]
+    def __init__(self, connection: Connection, trace: Trace) -> None:
+        self.connection = connection
+        self.path = connection.path
+        self.method = connection.method
+        self.headers = connection.headers
         self.trace = trace
         self.caller: Caller | None = None
         self.status = 0
-        self.stuck_since: float | None = None
         self.task: asyncio.Task[None] | None = None
         self.ended_by: PlatformError | None = None
-        self._receive = receive
-        self._send = send
-        self._headers: dict[str, str] | None = None
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Request headers, names in lower case; a repeated header is one list with commas, as HTTP has it."""
-        if self._headers is None:
-            pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.scope["headers"]]
-            found = dict(pairs)
-            if len(found) < len(pairs):
-                found = {name: ", ".join(value for other, value in pairs if other == name) for name in found}
-            self._headers = found
-        return self._headers
 
     async def body(self, *, bytes_max: int, seconds: float) -> bytes:
         """The whole body. Raises RequestTooLarge before buffering more than allowed, RequestTimeout when it is slow."""
+        connection = self.connection
         length = self.headers.get("content-length", "0")
         if length.isdigit() and int(length) > bytes_max:
             raise RequestTooLarge(f"The body is larger than {bytes_max} bytes.")
-        if (body := self.connection.whole_body()) is not None and len(body) <= bytes_max:
-            return body
+        if not connection.is_whole:
+            await self._arrival(bytes_max, seconds)
+        if connection.received > bytes_max:
+            raise RequestTooLarge(f"The body is larger than {bytes_max} bytes.")
+        return connection.take()
+
+    async def _arrival(self, bytes_max: int, seconds: float) -> None:
+        connection = self.connection
         try:
             async with asyncio.timeout(seconds):
-                return await self._read(bytes_max)
+                while not connection.is_whole and connection.received <= bytes_max:
+                    if connection.is_lost:
+                        raise CallerGone("The connection closed before the body was complete.")
+                    await connection.more()
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {seconds:g} seconds; send it again.") from None
-
-    async def _read(self, bytes_max: int) -> bytes:
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise CallerGone("The connection closed before the body was complete.")
-            part = message.get("body", b"")
-            size += len(part)
-            if size > bytes_max:
-                raise RequestTooLarge(f"The body is larger than {bytes_max} bytes.")
-            parts.append(part)
-            more = message.get("more_body", False)
-        return b"".join(parts)
 
     def start(self, status: int, headers: Iterable[tuple[str, str]], length: int | None = None) -> None:
         """Send the status line and headers; not by way of ASGI, whose server looks at every header again.
@@ -116,34 +112,25 @@ class Exchange:
         self.connection.begin(status, head.encode("latin-1", "replace"), length)
 
     async def write(self, data: bytes) -> None:
-        """Send a part of the body; waits while the caller reads slowly, and `stuck_since` says since when."""
-        await self._pass_on(data, more=True)
-
-    async def _pass_on(self, data: bytes, *, more: bool) -> None:
-        self.stuck_since = self.trace.clock.monotonic()
-        await self.connection.write(data, more=more)
-        self.stuck_since = None
+        """Send a part of the body; waits while the caller reads slowly."""
+        if self.connection.is_full:
+            await self.connection.drained()
+        self.connection.write(data, more=True)
 
     async def finish(self) -> None:
         """End the answer: only now may the connection carry its next request. It waits as `write` does."""
-        await self._pass_on(b"", more=False)
+        if self.connection.is_full:
+            await self.connection.drained()
+        self.connection.write(b"", more=False)
 
     async def reply(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Send a whole JSON answer but for its end, which `finish` sends."""
         self.start(status, [("content-type", "application/json"), *headers], len(body))
         await self.write(body)
 
-    async def hand_over(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        """Let another application answer; this exchange must not have begun to."""
-        await app(self.scope, self._receive, self._send)
-
     def turn_running(self) -> "Running":
         """A context in which the caller's leaving cancels the task inside, and in which `end` does."""
         return Running(self)
-
-    def abort(self) -> None:
-        """Drop the connection, without waiting for what was not read; the turn ends as if the caller had left."""
-        self.connection.abort()
 
     def end(self, why: PlatformError) -> None:
         """End the turn that is running here; the caller is told why."""

@@ -1,11 +1,16 @@
 """The counters of the edge, under the names the mission gives them. Labels hold declared names only."""
 
+import asyncio
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.trace import Trace
 from router import Catalogue
 
+_LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
+_LOOKS_EVERY_SECONDS = 0.05  # whatever holds the loop for longer is certainly seen
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -19,6 +24,12 @@ class Metrics:
         )
         self._latency = Histogram(
             "ai_latency_seconds", "First byte in to last byte out", ["model"], buckets=_SECONDS, registry=registry
+        )
+        self._lag = Histogram(
+            "penstock_loop_lag_seconds",
+            "How late the event loop came back to a timer: everybody waits for so long",
+            buckets=_LAGS,
+            registry=registry,
         )
         # Looking a child up by its labels costs more than counting.
         self._children: dict[tuple[int, str], tuple[Counter, Histogram]] = {}
@@ -38,6 +49,13 @@ class Metrics:
         requests, latency = child
         requests.inc()
         latency.observe(seconds)
+
+    async def watch_loop(self) -> None:
+        """For ever: look twenty times a second how late the event loop is. A timer of the loop is up to 1 ms late."""
+        while True:
+            due = time.monotonic() + _LOOKS_EVERY_SECONDS
+            await asyncio.sleep(_LOOKS_EVERY_SECONDS)
+            self._lag.observe(max(0.0, time.monotonic() - due))
 
     def page(self) -> tuple[str, bytes]:
         """Content type and text of everything in the registry."""

@@ -1,145 +1,454 @@
-"""uvicorn's HTTP protocol with what it leaves open: bounded headers, bounded time for them, errors in OpenAI's shape.
+"""HTTP/1.1 as the gateway speaks it: a protocol over httptools on uvicorn's server, where every answer is one write.
 
-Its own protocol answers a 50 MB header with 200 and waits for ever for the second half of one. Times are looked at
-once a second for all connections together (`tend`), so that no request pays for a timer of its own.
+Heads, the time for them, and what is read ahead are bounded; errors below HTTP are in OpenAI's shape too. Times are
+looked at once a second for all connections together (`tend`), so that no request pays for a timer of its own.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from functools import lru_cache, partial
 from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+import httptools
+import uvicorn
+from uvicorn.server import ServerState
 
-from gateway.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, encode_error, error_headers
+from gateway.errors import (
+    Crowded,
+    HeadersTooLarge,
+    InternalError,
+    InvalidRequest,
+    RequestTimeout,
+    encode_error,
+    error_headers,
+)
+from gateway.exchange import Connection
 from kernel import PlatformError
 
 HEADER_BYTES_MAX = 64 * 1024
 HEADER_SECONDS = 10.0
+_READ_AHEAD_BYTES_MAX = 64 * 1024  # of a body that nobody asks for
+_LEFT_OVER_BYTES_MAX = 16 * 1024 * 1024  # of a body that came too late for its answer; reading it lets that arrive
 _TOO_LARGE = HeadersTooLarge(f"The request's line and headers are larger than {HEADER_BYTES_MAX} bytes.")
+_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")
+_BODILESS = frozenset({204, 304})
+_PHRASES = {each.value: each.phrase for each in HTTPStatus}
+_STATUS_LINES = tuple(f"HTTP/1.1 {each} {_PHRASES.get(each, '')}\r\n".encode() for each in range(600))
+
+_log = logging.getLogger("penstock.protocol")
+
+Application = Callable[[Connection], Coroutine[Any, Any, None]]
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """One connection. A head that is too large or too slow is answered and the connection closed."""
+class HttpProtocol(asyncio.Protocol):
+    """One connection: its requests are answered one after the other, in the order in which they came."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, app_state: object, _loop: object = None
+    ) -> None:
+        del app_state, _loop  # uvicorn gives them to every protocol; the first is lifespan's, which is off
+        self.is_full = False
+        self._application: Application = config.loaded_app
+        self._connections_max = config.limit_concurrency
+        self._idle_seconds = config.timeout_keep_alive
+        self._connections: set[Any] = server_state.connections
+        self._tasks = server_state.tasks
+        self._loop = asyncio.get_running_loop()
+        self._parser = self._new_parser()
+        self._coming: Request | None = None  # the one whose body comes
+        self._answering: Request | None = None
+        self._waiting: deque[Request] = deque()
+        self._full_since: float | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._over = False  # nothing that still comes is a request
+        self._url, self._headers = b"", dict[str, str]()
+        self._head_bytes = self._fields_bytes = self._data_bytes = self._content_bytes = 0
+        self._beside_bytes = HEADER_BYTES_MAX  # what may still come of a body that is none of its content
+        self._fault: str | None = None
+        self._idle_since = self._loop.time()
+        self._head_since: float | None = self._idle_since
+        self._left_over_since: float | None = None
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP's is no less
         """The first head is due from now on."""
-        super().connection_made(transport)
-        self.on_lost: Callable[[], None] | None = None
-        self._head_bytes = 0
-        self._head_since: float | None = self.loop.time()
+        self.transport = transport
+        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever answers here."""
-        super().connection_lost(exc)
-        if self.on_lost is not None:
-            self.on_lost()
+        del exc
+        self._connections.discard(self)
+        self._over = True
+        self._waiting.clear()
+        self.resume_writing()
+        if self._coming is not None:
+            self._coming.lose()
+        if self._answering is not None:
+            self._answering.lose()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what it keeps of an unfinished head is bounded by what came since the head began."""
-        if self.transport.is_closing():
+        if self._over or self.transport.is_closing():
             return
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._data_bytes, self._content_bytes = len(data), 0
+        try:
+            while data:
+                data = self._feed(data)
+        except httptools.HttpParserError:
+            fault = InvalidRequest(self._fault or "The request is not valid HTTP.")
+            self._refuse(fault if self._head_fits else _TOO_LARGE)
+            return
         if self._head_since is None:
             self._head_bytes = 0
-        elif self._head_bytes > HEADER_BYTES_MAX and not self.transport.is_closing():
+        elif not self._head_fits:
             self._refuse(_TOO_LARGE)
+        if self._coming is not None:
+            # As much may be beside a body's content as is in it, but not in one go: extensions, trailers, tiny chunks.
+            beside = self._data_bytes - self._content_bytes
+            self._beside_bytes = min(self._beside_bytes + self._content_bytes, HEADER_BYTES_MAX) - beside
+            if self._beside_bytes < 0:
+                self._refuse(_TOO_LARGE)
+
+    def _feed(self, data: bytes) -> bytes:
+        """Feed the parser and give back what is still to be fed: after a request that asks for an upgrade, it again.
+
+        The parser would take what follows for another protocol. An upgrade may be ignored (RFC 9110, 7.8), and Java's
+        client asks for one with its first request, whatever that is.
+        """
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head = [f"{self._parser.get_method().decode()} ".encode() + self._url + b" HTTP/1.1"]
+            head += [f"{name}: {text}".encode("latin-1") for name, text in self._headers.items() if name != "upgrade"]
+            self._parser = self._new_parser()
+            return b"\r\n".join([*head, b"", data[upgrade.args[0] :]])
+        return b""
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # What follows a last request is for `data_received` to pass over, not for the parser to refuse.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def eof_received(self) -> None:
+        """Whoever says nothing more hears nothing more: asyncio closes the connection."""
+
+    def pause_writing(self) -> None:
+        """The other side is slow to read."""
+        self.is_full, self._full_since = True, self._loop.time()
+
+    def resume_writing(self) -> None:
+        """It has caught up, or is gone."""
+        self.is_full, self._full_since = False, None
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # httptools' callbacks
+
+    @property
+    def _head_fits(self) -> bool:
+        return self._head_since is None or self._head_bytes <= HEADER_BYTES_MAX
 
     def on_message_begin(self) -> None:
         """A head begins; a connection that was idle may take as long as any for it."""
-        super().on_message_begin()
+        self._url, self._headers, self._fields_bytes = b"", {}, 0
         if self._head_since is None:
-            self._head_since = self.loop.time()
+            self._head_since = self._loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; a repeated one is one list with commas, as HTTP has it. Trailers are none (RFC 9110, 6.5.1)."""
+        if self._coming is not None:
+            return
+        self._fields_bytes += len(name) + len(value)
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        known = self._headers.get(key)
+        self._headers[key] = text if known is None else f"{known}, {text}"
 
     def on_headers_complete(self) -> None:
-        """The head is whole; the application may watch the connection and close it hard."""
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > HEADER_BYTES_MAX:
-            return  # not handed on, so that `data_received` finds a head that has not ended
+        """The head is whole: its request is answered as soon as those before it are."""
+        if self._over or self._fields_bytes + len(self._url) > HEADER_BYTES_MAX:
+            return  # too large is not handed on, so that `data_received` finds a head that has not ended
+        parser = self._parser
+        version = parser.get_http_version()
+        self._fault = _fault_of(version, parser.get_method(), self._headers)
+        if self._fault is not None:
+            raise ValueError  # what the parser makes an HttpParserError of
+        if parser.should_upgrade():
+            return  # `_feed` asks again, without
         self._head_since = None
-        super().on_headers_complete()  # makes the cycle, whose task begins later
-        self.scope["penstock.connection"] = _Line(self, self.cycle)  # type: ignore[typeddict-unknown-key]
+        self._beside_bytes = HEADER_BYTES_MAX + self._data_bytes
+        is_last = version == "1.0" or not parser.should_keep_alive()
+        self._coming = request = Request(self, parser.get_method().decode(), self._url, self._headers, is_last=is_last)
+        if self._answering is None:
+            self._answer(request)
+        else:
+            self._waiting.append(request)
+            self.transport.pause_reading()
 
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP."""
-        del msg
-        too_large = self._head_since is not None and self._head_bytes > HEADER_BYTES_MAX
-        self._refuse(_TOO_LARGE if too_large else InvalidRequest("The request is not valid HTTP."))
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._content_bytes += len(data)
+        if self._coming is not None:
+            self._coming.take_in(data)
 
-    def look_at_the_clock(self, now: float) -> None:
-        """Refuse a head that is late."""
-        if self._head_since is not None and now - self._head_since > HEADER_SECONDS and not self.transport.is_closing():
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        request, self._coming = self._coming, None
+        if request is not None:
+            self._over = self._over or request.is_last
+            request.end()
+            if request.is_answered and request.is_last:
+                self.transport.close()
+
+    # What requests and the server say
+
+    async def drained(self) -> None:
+        """Wait until the other side has taken what was written, or is gone."""
+        self._drained = self._loop.create_future()
+        await self._drained
+
+    def done(self, request: "Request") -> None:
+        """The request is answered: go on with the next, or close."""
+        self._answering, self._idle_since = None, self._loop.time()
+        if request.is_last and request.is_whole:
+            self.transport.close()
+        elif self._coming is request:
+            # Closing now could take the answer from whoever still writes: what comes is passed over, for a while.
+            self._left_over_since = self._idle_since
+            self.transport.resume_reading()
+        elif self._waiting:
+            self._answer(self._waiting.popleft())
+            if not self._waiting:
+                self.transport.resume_reading()
+
+    def shutdown(self) -> None:
+        """Close as soon as what is being answered is; uvicorn calls it."""
+        if self._answering is None:
+            self.transport.close()
+        else:
+            self._answering.is_last = True
+            self._waiting.clear()
+
+    def look_at_the_clock(self, now: float, slow_reader_seconds: float) -> None:
+        """Refuse a head that is late, close what is idle, drop who takes nothing: it holds money and an upstream."""
+        if self.transport.is_closing():
+            return
+        is_deaf = self._full_since is not None and now - self._full_since > slow_reader_seconds
+        if is_deaf or (self._left_over_since is not None and now - self._left_over_since > HEADER_SECONDS):
+            self.transport.abort()
+        elif self._head_since is not None and now - self._head_since > HEADER_SECONDS:
             if self._head_bytes:
                 self._refuse(RequestTimeout(f"The headers did not arrive within {HEADER_SECONDS:g} seconds."))
             else:
                 self.transport.close()
+        elif self._head_since is None and self._answering is None and now - self._idle_since > self._idle_seconds:
+            self.transport.close()
+
+    def _answer(self, request: "Request") -> None:
+        if self._connections_max is not None and len(self._connections) > self._connections_max:
+            self._refuse(Crowded("Too many connections are open here; try again in a moment.", retry_after_seconds=1))
+            return
+        self._answering = request
+        task = self._loop.create_task(self._application(request))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, request))
+
+    def _ended(self, request: "Request", task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            _log.error("answering a request failed", exc_info=failure)
+        if request.is_answered or request.is_lost:
+            return
+        if request.has_begun:
+            self.transport.abort()
+        else:
+            self._answering = None
+            self._refuse(InternalError("Something went wrong on our side."))
 
     def _refuse(self, error: PlatformError) -> None:
+        """Answer below HTTP and close; where another request is being answered, let that be the last."""
+        self._over = True
+        answering = self._answering
+        if answering is not None and (answering is not self._coming or answering.has_begun):
+            answering.is_last = True
+            self._waiting.clear()
+            return
         body = encode_error(error)
         headers = {**error_headers(error), "content-type": "application/json", "content-length": str(len(body))}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        status = HTTPStatus(error.status)
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}connection: close\r\n\r\n"
-        self.transport.write(head.encode() + body)
+        self.transport.write(_STATUS_LINES[error.status] + f"{lines}connection: close\r\n\r\n".encode() + body)
         self.transport.close()
+        if answering is not None:
+            answering.lose()
 
 
-class _Line:
-    """What one request's answer goes over: `gateway.exchange.Connection`."""
+class Request:
+    """One request as it comes, and the line that its answer goes over: `exchange.Connection` says what it promises.
 
-    __slots__ = ("_cycle", "_head", "_protocol")
+    is_last: nothing follows it on its connection.
+    """
 
-    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+    def __init__(
+        self, protocol: HttpProtocol, method: str, target: bytes, headers: dict[str, str], *, is_last: bool
+    ) -> None:
+        raw, _, query = target.partition(b"?")
+        if not raw.startswith(b"/"):  # of a proxy, perhaps
+            url = httptools.parse_url(target)
+            raw, query = url.path or b"/", url.query or b""
+        path = raw.decode("ascii")
+        self.method = method
+        self.target = target
+        self.path = unquote(path) if "%" in path else path
+        self.query = query
+        self.headers = headers
+        self.is_last = is_last
+        self.is_lost = self.is_whole = self.has_begun = self.is_answered = False
+        self.received = 0
         self._protocol = protocol
-        self._cycle = cycle
+        self._parts: list[bytes] = []
+        self._unread = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_lost: Callable[[], None] | None = None
         self._head = b""
+        self._is_chunked = False
 
-    @property
-    def is_lost(self) -> bool:
-        return self._cycle.disconnected
+    # What the protocol says
 
-    def whole_body(self) -> bytes | None:
-        cycle = self._cycle
-        return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+    def take_in(self, data: bytes) -> None:
+        """A piece of the body came."""
+        self.received += len(data)
+        if self.is_answered:
+            if self.received > _LEFT_OVER_BYTES_MAX:
+                self._protocol.transport.abort()
+            return
+        self._parts.append(data)
+        self._unread += len(data)
+        if self._waiter is not None:
+            self._wake()
+        elif self._unread > _READ_AHEAD_BYTES_MAX:
+            self._protocol.transport.pause_reading()
+
+    def end(self) -> None:
+        """All of the body has come."""
+        self.is_whole = True
+        self._wake()
+
+    def lose(self) -> None:
+        """The other side is gone."""
+        self.is_lost = True
+        self._wake()
+        if self._on_lost is not None:
+            self._on_lost()
+
+    # What whoever answers says
+
+    def take(self) -> bytes:
+        """What came of the body since the last time."""
+        taken = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._unread = 0
+        return taken
+
+    async def more(self) -> None:
+        """Wait until more of the body has come, or all of it; then, until the other side is gone."""
+        if self.is_lost:
+            return
+        if not self.is_whole:
+            self._protocol.transport.resume_reading()
+            if not self.received and not self.has_begun and self.headers.get("expect", "").lower() == "100-continue":
+                self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def watch(self, on_lost: Callable[[], None] | None) -> None:
-        self._protocol.on_lost = on_lost
+        """Call this once, when the other side is gone."""
+        self._on_lost = on_lost
 
     def abort(self) -> None:
+        """Drop the connection."""
         self._protocol.transport.abort()
 
-    def begin(self, status: int, head: bytes, length: int | None) -> None:
-        cycle = self._cycle
-        cycle.response_started, cycle.waiting_for_100_continue = True, False
-        cycle.chunked_encoding = length is None
-        framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
-        last = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-        self._head = STATUS_LINE[status] + head + framing + last
+    @property
+    def is_full(self) -> bool:
+        """Whether the other side has yet to take what was written."""
+        return self._protocol.is_full
 
-    async def write(self, data: bytes, *, more: bool) -> None:
-        cycle = self._cycle
-        if cycle.flow.write_paused and not cycle.disconnected:
-            await cycle.flow.drain()
-        if cycle.disconnected:
+    async def drained(self) -> None:
+        """Wait until it has, or is gone."""
+        await self._protocol.drained()
+
+    def begin(self, status: int, head: bytes, length: int | None) -> None:
+        """Keep the head for the first write."""
+        self.has_begun = True
+        self.is_last = self.is_last or not self.is_whole
+        self._is_chunked = length is None and status not in _BODILESS
+        if self._is_chunked:
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            framing = b"" if length is None else b"content-length: %d\r\n" % length
+        last = b"connection: close\r\n\r\n" if self.is_last else b"\r\n"
+        self._head = _STATUS_LINES[status] + head + framing + last
+
+    def write(self, data: bytes, *, more: bool) -> None:
+        """Send what has begun and a part of the body in one piece: each write is a system call, and a wake-up there."""
+        if self.is_lost:
             return
-        if cycle.scope["method"] == "HEAD":
+        if self.method == "HEAD":
             data = b""
-        elif cycle.chunked_encoding:
+        elif self._is_chunked:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
         if self._head or data:
             head, self._head = self._head, b""
-            cycle.transport.write(head + data)  # together: each write is a system call, and a wake-up over there
+            self._protocol.transport.write(head + data)
         if not more:
-            cycle.response_complete = True
-            cycle.message_event.set()
-            if not cycle.keep_alive:
-                cycle.transport.close()
-            cycle.on_response()
+            self.is_answered = True
+            self._parts.clear()
+            self._protocol.done(self)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
-async def tend(connections: Iterable[object], seconds: float = 1.0) -> None:
+def _fault_of(version: str, method: bytes, headers: dict[str, str]) -> str | None:
+    """What makes a head one that others may read differently: refused, and its connection closed."""
+    if version not in {"1.1", "1.0"}:
+        return "Speak HTTP/1.1 here."
+    if method == b"CONNECT":
+        return "There are no tunnels here."
+    coding = headers.get("transfer-encoding")
+    if coding is not None and (version == "1.0" or coding.lower() != "chunked"):
+        return "The only transfer coding is chunked, once, in HTTP/1.1."
+    if version == "1.1" and not _is_host(headers.get("host")):
+        return "A request has one valid Host."
+    return None
+
+
+@lru_cache(64)
+def _is_host(text: str | None) -> bool:
+    return text is not None and _HOST.fullmatch(text) is not None
+
+
+async def tend(connections: Iterable[object], *, slow_reader_seconds: float, seconds: float = 1.0) -> None:
     """Look at the clock for every connection, for ever."""
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(seconds)
-        for connection in [each for each in connections if isinstance(each, BoundedProtocol)]:
-            connection.look_at_the_clock(loop.time())
+        for connection in [each for each in connections if isinstance(each, HttpProtocol)]:
+            connection.look_at_the_clock(loop.time(), slow_reader_seconds)

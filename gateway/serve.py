@@ -1,6 +1,7 @@
 """`penstock serve`: one process, one event loop, from the first migration to the last settled turn."""
 
 import asyncio
+import ctypes
 import gc
 import signal
 import sys
@@ -14,9 +15,12 @@ import uvloop
 from gateway.demo import read_quickstart, snippet
 from gateway.logs import Lines, json_logs
 from gateway.ownership import sole_owner
-from gateway.protocol import BoundedProtocol, tend
+from gateway.protocol import HttpProtocol, tend
 from gateway.settings import Settings
 from gateway.wiring import build, first_start
+
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK_BYTES = 1024 * 1024
 
 
 def serve(settings: Settings) -> None:
@@ -37,7 +41,8 @@ async def _serve(settings: Settings, lines: Lines) -> None:
             platform.edge,
             host=settings.host,
             port=settings.port,
-            http=BoundedProtocol,
+            http=HttpProtocol,
+            interface="asgi3",  # it is none; this keeps uvicorn from wrapping it
             ws="none",
             lifespan="off",
             log_config=None,
@@ -50,12 +55,14 @@ async def _serve(settings: Settings, lines: Lines) -> None:
             limit_concurrency=settings.connections_max,
         )
         _tune_garbage_collection()
+        _return_large_blocks()
         server = _Server(config)
         platform.edge.stopping = lambda: server.should_exit
         beside = (
             asyncio.create_task(_announce(server, settings, quickstart)),
-            asyncio.create_task(tend(server.server_state.connections)),
-            asyncio.create_task(platform.edge.drop_slow_readers(settings.slow_reader_seconds)),
+            asyncio.create_task(
+                tend(server.server_state.connections, slow_reader_seconds=settings.slow_reader_seconds)
+            ),
             asyncio.create_task(platform.edge.give_up_waiting()),
         )
         await server.serve()
@@ -71,6 +78,16 @@ def _tune_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def _return_large_blocks() -> None:
+    """Have the C library give back the memory of a long body at once.
+
+    Glibc would otherwise raise the size from which on blocks are mapped by themselves to 32 MiB as soon as it sees such
+    a one freed, and keep twice that for later.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 class _Server(uvicorn.Server):

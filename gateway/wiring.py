@@ -110,6 +110,7 @@ class Platform:
         """Read what is declared, start the ledger. Closes what it opened if a later step fails."""
         async with AsyncExitStack() as opening:
             opening.push_async_callback(self.dispose)
+            self.edge.chat.guard.prepare()
             if self.serving is not None:
                 await self.serving.take()
                 opening.push_async_callback(self.serving.release)

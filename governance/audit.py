@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Generic
 
 from governance.store import ChainStore, ConnectionT, Link, TrailStore, canonical_json, from_json
@@ -92,15 +93,15 @@ class AuditTrail(Generic[ConnectionT]):
 
     def _link(self, record: AuditRecord, head: ChainHead, at: datetime) -> Link:
         link = Link(
-            writer=self._writer,
-            sequence=head.sequence + 1,
-            at=at,
-            event=record.event,
-            turn_id=record.turn_id,
-            app=record.app,
-            department=record.department,
-            body=canonical_json(record.body),
-            previous=head.digest,
+            self._writer,
+            head.sequence + 1,
+            at,
+            record.event,
+            record.turn_id,
+            record.app,
+            record.department,
+            canonical_json(record.body),
+            head.digest,
         )
         link.digest = digest_of(link)
         return link
@@ -147,9 +148,13 @@ class AuditReader:
 
 def digest_of(link: Link) -> str:
     """SHA-256, hex, over the JSON array of everything in the link but its digest; body stands as its text."""
-    at = link.at.astimezone(UTC).isoformat(timespec="microseconds")
-    facts = (link.writer, link.sequence, at, link.event, link.turn_id, link.app, link.department)
+    facts = (link.writer, link.sequence, _stamp(link.at), link.event, link.turn_id, link.app, link.department)
     return hashlib.sha256(canonical_json((*facts, link.body, link.previous)).encode()).hexdigest()
+
+
+@lru_cache(_PAGE)  # all links of a commit have one
+def _stamp(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _fault(link: Link, head: ChainHead, anchor: ChainHead) -> str | None:

@@ -22,6 +22,8 @@ _COUNTER_ID = 1
 _WHOLE = 10
 # Both stores take a few thousand bound values in one statement; this stays far below.
 _IDS_PER_STATEMENT = 500
+# What is read whole is read by so many rows, so that whoever else is in this process gets their turn.
+_ROWS_AT_ONCE = 500
 _DOCUMENT = (
     DocumentRow.kind,
     DocumentRow.name,
@@ -196,15 +198,23 @@ class SqlStore:
 
     async def keys(self, key_ids: Iterable[str] | None = None) -> list[tuple[bytes, Key]]:
         """The given keys, or all, each behind its digest."""
+        if key_ids is None:
+            return await self._every_key()
         found: list[tuple[bytes, Key]] = []
-        bounded = self._whole() if key_ids is None else self._single()
-        async with bounded, self._reading.connect() as connection:
-            if key_ids is None:
-                return [_key(row) for row in await connection.execute(select(*_KEY))]
-            wanted = list(key_ids)
+        wanted, common = list(key_ids), _Common()
+        async with self._single(), self._reading.connect() as connection:
             for start in range(0, len(wanted), _IDS_PER_STATEMENT):
                 some = KeyRow.id.in_(wanted[start : start + _IDS_PER_STATEMENT])
-                found += [_key(row) for row in await connection.execute(select(*_KEY).where(some))]
+                found += [_key(row, common) for row in await connection.execute(select(*_KEY).where(some))]
+        return found
+
+    async def _every_key(self) -> list[tuple[bytes, Key]]:
+        found: list[tuple[bytes, Key]] = []
+        common = _Common()
+        async with self._whole(), self._reading.connect() as connection:
+            rows = await connection.stream(select(*_KEY))
+            async for some in rows.partitions(_ROWS_AT_ONCE):
+                found += [_key(row, common) for row in some]
         return found
 
     async def credentials(self) -> dict[str, bytes]:
@@ -279,16 +289,41 @@ def _document_values(document: Document) -> dict[str, object]:
     }
 
 
-def _key(row: Row[*tuple[Any, ...]]) -> tuple[bytes, Key]:
+class _Common:
+    """What many keys have in common, kept once: without it 100,000 keys take 40 MiB more."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str | None, str | None] = {}
+        self._roles: dict[str, frozenset[Role]] = {}
+        self._allowances: dict[tuple[int | None, ...], Allowance] = {}
+
+    def text(self, text: str | None) -> str | None:
+        """The same text."""
+        return self._texts.setdefault(text, text)
+
+    def roles(self, written: str) -> frozenset[Role]:
+        """The roles of a row."""
+        if written not in self._roles:
+            self._roles[written] = frozenset(Role(role) for role in written.split(",") if role)
+        return self._roles[written]
+
+    def allowance(self, *limits: int | None) -> Allowance:
+        """The limits of a row."""
+        if limits not in self._allowances:
+            self._allowances[limits] = Allowance(*limits)
+        return self._allowances[limits]
+
+
+def _key(row: Row[*tuple[Any, ...]], common: _Common) -> tuple[bytes, Key]:
     key = Key(
         id=row.id,
         name=row.name,
         created_at=row.created_at,
-        created_by=row.created_by,
-        app=row.app,
-        user=row.user_name,
-        roles=frozenset(Role(role) for role in row.roles.split(",") if role),
-        allowance=Allowance(row.requests_per_minute, row.tokens_per_minute, row.concurrent),
+        created_by=common.text(row.created_by) or "",
+        app=common.text(row.app),
+        user=common.text(row.user_name),
+        roles=common.roles(row.roles),
+        allowance=common.allowance(row.requests_per_minute, row.tokens_per_minute, row.concurrent),
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         revoked_by=row.revoked_by,

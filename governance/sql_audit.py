@@ -2,8 +2,6 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import fields
-from datetime import UTC
 from typing import Any
 
 import asyncpg
@@ -15,10 +13,9 @@ from governance.sql import reachable
 from governance.store import Link
 from governance.tables import AuditRow
 from kernel import ChainHead
-from kernel.db import quoted_columns, reading, shape_in_postgres
+from kernel.db import as_instant, quoted_columns, reading, shape_in_postgres
 
-_FIELDS = tuple(field.name for field in fields(Link))
-_AT = _FIELDS.index("at")
+_FIELDS = Link.__struct_fields__
 _LINK = tuple(AuditRow.__table__.columns[name] for name in _FIELDS)
 
 
@@ -66,10 +63,9 @@ class DriverChains:
             await connection.execute(_INSERT_POSTGRES, msgspec.json.encode(links).decode())
 
 
-def _values(link: Link) -> list[object]:
-    values = [getattr(link, name) for name in _FIELDS]
-    values[_AT] = link.at.astimezone(UTC).isoformat(" ", "microseconds")[:26]  # as the tables' type writes it
-    return values
+def _values(link: Link) -> tuple[object, ...]:
+    writer, sequence, at, *rest = msgspec.structs.astuple(link)
+    return writer, sequence, as_instant(at), *rest
 
 
 class SqlTrail:

@@ -62,8 +62,7 @@ class Archive:
     versions: Mapping[tuple[str, str], int]
 
 
-@dataclass(slots=True)
-class Link:
+class Link(msgspec.Struct):
     """One row of a writer's chain. body is canonical JSON text; previous and digest are lower-case hex.
 
     Not frozen, because a digest is made from everything else here and a copy per record shows on the hot path.
@@ -191,7 +190,7 @@ class TrailStore(Protocol):
 
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces; equal values give equal text."""
-    return msgspec.json.encode(value, enc_hook=_plain, order="deterministic").decode()
+    return _canonical(value).decode()
 
 
 def from_json(text: str) -> dict[str, Any]:
@@ -203,3 +202,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+_canonical = msgspec.json.Encoder(enc_hook=_plain, order="deterministic").encode

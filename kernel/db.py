@@ -6,6 +6,7 @@ Losing the database means refusing: it holds the money and the trail.
 import sqlite3
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
@@ -42,6 +43,12 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+@lru_cache(1024)  # a batch has one instant, and its holds are closed within the next few
+def as_instant(at: datetime) -> str:
+    """As `UtcDateTime` is written on SQLite."""
+    return at.astimezone(UTC).isoformat(" ", "microseconds")[:26]
 
 
 def make_engine(

@@ -21,6 +21,8 @@ class Component(StrEnum):
     REASONING = "reasoning"
     AUDIO_OUTPUT = "audio_output"
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every turn looks dozens of them up
+
     @property
     def is_output(self) -> bool:
         """Whether the model produced these tokens."""

@@ -8,6 +8,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from kernel.db import Base, make_engine
+from tests.chaos.postgres import PostgresServer
+from tests.prove.proofs import NotRun
 
 
 class StillClock:
@@ -65,6 +68,30 @@ async def postgres_url(postgres_server: str) -> AsyncIterator[str]:
     async with admin.connect() as connection:
         await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     await admin.dispose()
+
+
+@pytest.fixture
+def on_postgres(postgres_url: str) -> dict[str, str]:
+    """The settings of a process on that database, with the secrets that all on it share."""
+    return {"database_url": postgres_url, "key_pepper": "p" * 32, "master_key": "ab" * 32}
+
+
+@contextmanager
+def skipped_where_not_run() -> Iterator[None]:
+    """A test that needs what this machine does not have is skipped, and says what was missing."""
+    try:
+        yield
+    except NotRun as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+async def mortal_postgres(tmp_path: Path) -> AsyncIterator[PostgresServer]:
+    """A PostgreSQL of the test's own, to be killed and started again."""
+    async with AsyncExitStack() as opened:
+        with skipped_where_not_run():
+            server = await opened.enter_async_context(PostgresServer(tmp_path))
+        yield server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

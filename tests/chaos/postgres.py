@@ -21,7 +21,7 @@ from typing import Self
 import asyncpg
 
 from tests.prove.proofs import NotRun
-from tests.prove.server import START_SECONDS, Process, free_port
+from tests.prove.server import Process, free_port
 
 _SETTINGS = (
     "fsync=on",
@@ -78,16 +78,7 @@ class PostgresServer:
 
     async def start(self) -> None:
         """Start, again if need be, and wait until it takes connections. Raises StartFailed."""
-        await self._process.start()
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while not await self._answers():
-                    if not self._process.alive:
-                        raise self._process.start_failed("PostgreSQL ended")
-                    await asyncio.sleep(0.05)
-        except TimeoutError as error:
-            await self.kill9()
-            raise self._process.start_failed("PostgreSQL did not take connections in time") from error
+        await self._process.start_until(self._answers, "PostgreSQL")
 
     async def kill9(self) -> None:
         """SIGKILL to the postmaster and all its children, before one can notice what became of another."""

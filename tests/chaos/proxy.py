@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.prove.server import ROOT, START_SECONDS, Process, free_port
+from tests.prove.server import ROOT, Process, free_port
 
 _BLOCK_BYTES = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -56,6 +56,9 @@ class Proxy:
         """Reset whoever is connected; those who come anew are served as before."""
         await self._tell("rst_all")
 
+    async def _listens(self) -> bool:
+        return self._ready.exists()
+
     async def _tell(self, verb: str, figure: float = 0) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._control)
         try:
@@ -66,12 +69,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         self._ready.unlink(missing_ok=True)
-        await self._process.start()
-        async with asyncio.timeout(START_SECONDS):
-            while not self._ready.exists():
-                if not self._process.alive:
-                    raise self._process.start_failed("the proxy ended")
-                await asyncio.sleep(0.02)
+        await self._process.start_until(self._listens, "the proxy")
         self._control: int = json.loads(self._ready.read_text())["control"]
         return self
 

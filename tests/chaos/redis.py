@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.prove.proofs import NotRun
-from tests.prove.server import START_SECONDS, Process, free_port
+from tests.prove.server import Process, free_port
 
 
 class RedisServer:
@@ -29,15 +29,7 @@ class RedisServer:
 
     async def start(self) -> None:
         """Start, again if need be, and wait for its PONG. Raises StartFailed."""
-        await self._process.start()
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while not await self._answers():
-                    if not self._process.alive:
-                        raise self._process.start_failed("Redis ended")
-                    await asyncio.sleep(0.02)
-        except TimeoutError as error:
-            raise self._process.start_failed("Redis did not answer in time") from error
+        await self._process.start_until(self._answers, "Redis")
 
     async def kill9(self) -> None:
         """SIGKILL; all it knew is gone."""

@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.postgres import PostgresServer, plain
 from tests.chaos.proxy import Proxy
 from tests.chaos.redis import RedisServer
-from tests.prove.proofs import NotRun
+from tests.conftest import skipped_where_not_run
 
 
 @asynccontextmanager
@@ -87,41 +87,35 @@ async def test_proxy_refuses_and_resets(tmp_path: Path) -> None:
             each.close()
 
 
-async def test_postgres_killed_loses_nothing_that_was_committed(tmp_path: Path) -> None:
-    try:
-        server = PostgresServer(tmp_path)
-    except NotRun as missing:
-        pytest.skip(str(missing))
-    async with server:
-        connection = await asyncpg.connect(plain(server.url))
-        assert await connection.fetchval("SHOW synchronous_commit") == "on"
-        assert await connection.fetchval("SHOW restart_after_crash") == "off"
-        await connection.execute("CREATE TABLE kept (number int)")
-        acknowledged = 0
+async def test_postgres_killed_loses_nothing_that_was_committed(mortal_postgres: PostgresServer) -> None:
+    server = mortal_postgres
+    connection = await asyncpg.connect(plain(server.url))
+    assert await connection.fetchval("SHOW synchronous_commit") == "on"
+    assert await connection.fetchval("SHOW restart_after_crash") == "off"
+    await connection.execute("CREATE TABLE kept (number int)")
+    acknowledged = 0
 
-        async def write() -> None:
-            nonlocal acknowledged
-            while True:
-                await connection.execute("INSERT INTO kept VALUES ($1)", acknowledged)
-                acknowledged += 1
+    async def write() -> None:
+        nonlocal acknowledged
+        while True:
+            await connection.execute("INSERT INTO kept VALUES ($1)", acknowledged)
+            acknowledged += 1
 
-        writing = asyncio.create_task(write())
-        await asyncio.sleep(0.3)
-        await server.kill9()
-        with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
-            await writing
-        await server.start()
-        connection = await asyncpg.connect(plain(server.url))
-        assert await connection.fetchval("SELECT count(*) FROM kept") in {acknowledged, acknowledged + 1}
-        assert acknowledged > 0
-        await connection.close()
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.3)
+    await server.kill9()
+    with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await writing
+    await server.start()
+    connection = await asyncpg.connect(plain(server.url))
+    assert await connection.fetchval("SELECT count(*) FROM kept") in {acknowledged, acknowledged + 1}
+    assert acknowledged > 0
+    await connection.close()
 
 
 async def test_redis_forgets_when_flushed_and_when_killed(tmp_path: Path) -> None:
-    try:
+    with skipped_where_not_run():
         server = RedisServer(tmp_path)
-    except NotRun as missing:
-        pytest.skip(str(missing))
     async with server:
         for forget in (server.flushall, server.kill9):
             await server.command("SET", "key", "kept")

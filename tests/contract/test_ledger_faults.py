@@ -23,7 +23,6 @@ from kernel.db import Base, make_engine
 from tests.chaos.postgres import PostgresServer
 from tests.chaos.proxy import Proxy
 from tests.fakes.ledgers import HELD, TARGET, Firm, budget, used
-from tests.prove.proofs import NotRun
 
 pytestmark = pytest.mark.postgres
 
@@ -97,16 +96,6 @@ async def test_a_process_that_froze_with_a_budget_locked_stops_the_others_for_no
             await frozen.store._line.drop()
 
 
-@asynccontextmanager
-async def proxied(workdir: Path) -> AsyncIterator[tuple[Proxy, str]]:
-    try:
-        server = PostgresServer(workdir)
-    except NotRun as missing:
-        pytest.skip(str(missing))
-    async with server, Proxy(workdir, server.port) as proxy:
-        yield proxy, server.url_through(proxy.port)
-
-
 async def _refused_within(seconds: float, asking) -> None:
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
@@ -114,8 +103,13 @@ async def _refused_within(seconds: float, asking) -> None:
     assert time.monotonic() - began < seconds
 
 
-async def test_a_hung_store_refuses_whoever_asks_within_the_time_out_and_serves_again_by_itself(tmp_path: Path) -> None:
-    async with proxied(tmp_path) as (proxy, url), engine_at(url, timeout_seconds=0.5) as engine:
+async def test_a_hung_store_refuses_whoever_asks_within_the_time_out_and_serves_again_by_itself(
+    mortal_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    async with (
+        Proxy(tmp_path, mortal_postgres.port) as proxy,
+        engine_at(mortal_postgres.url_through(proxy.port), timeout_seconds=0.5) as engine,
+    ):
         firm = Firm(engine, [TEN], commit_timeout_seconds=0.5, retry_seconds_max=0.2)
         firm.store._timeout_seconds = 0.5
         declared = _declared(engine)
@@ -192,33 +186,30 @@ class Relay:
             writer.close()
 
 
-async def test_connections_that_died_without_a_word_cost_one_time_out_and_not_one_each(tmp_path: Path) -> None:
-    try:
-        server = PostgresServer(tmp_path)
-    except NotRun as missing:
-        pytest.skip(str(missing))
-    async with server:
-        relay = Relay(server.port)
-        async with (
-            relay.listening() as port,
-            engine_at(server.url_through(port), timeout_seconds=0.5) as engine,
+async def test_connections_that_died_without_a_word_cost_one_time_out_and_not_one_each(
+    mortal_postgres: PostgresServer,
+) -> None:
+    relay = Relay(mortal_postgres.port)
+    async with (
+        relay.listening() as port,
+        engine_at(mortal_postgres.url_through(port), timeout_seconds=0.5) as engine,
+    ):
+        declared, store = _declared(engine), SqlLedgerStore(engine, timeout_seconds=0.5)
+        for question in (
+            declared.version,
+            lambda: declared.changes_since(0, limit=10),
+            lambda: _write(declared),
+            lambda: store.entries_of(["req_x"]),
+            lambda: store.orphans("x", 15, 10),
+            lambda: store.end_lease("x"),
         ):
-            declared, store = _declared(engine), SqlLedgerStore(engine, timeout_seconds=0.5)
-            for question in (
-                declared.version,
-                lambda: declared.changes_since(0, limit=10),
-                lambda: _write(declared),
-                lambda: store.entries_of(["req_x"]),
-                lambda: store.orphans("x", 15, 10),
-                lambda: store.end_lease("x"),
-            ):
-                await asyncio.gather(*(declared.version() for _ in range(8)))
-                relay.die()
-                began = time.monotonic()
-                await _refused_within(0.8, question())
-                for _ in range(8):
-                    assert await declared.version() == 0
-                assert time.monotonic() - began < 1.2
+            await asyncio.gather(*(declared.version() for _ in range(8)))
+            relay.die()
+            began = time.monotonic()
+            await _refused_within(0.8, question())
+            for _ in range(8):
+                assert await declared.version() == 0
+            assert time.monotonic() - began < 1.2
 
 
 async def test_a_correction_waits_for_a_period_that_is_being_opened(postgres_url: str) -> None:

@@ -10,8 +10,6 @@ from gateway.wiring import build
 from kernel import SystemClock
 from kernel.db import make_engine
 
-SECRETS = {"key_pepper": "p" * 32, "master_key": "ab" * 32, "demo": False}
-
 
 @pytest.fixture
 async def books(engine, clock):
@@ -83,10 +81,10 @@ class TestOnPostgresql:
         await census._count()
         assert census.processes() == 3
 
-    async def test_process_counts_itself_from_its_first_turn_on(self, engine, store_url, redis_url, tmp_path):
+    async def test_process_counts_itself_from_its_first_turn_on(self, engine, on_postgres, redis_url, tmp_path):
         others = SqlLedgerStore(engine, SystemClock())
         await others.beat("another")
-        platform = build(Settings(data_dir=tmp_path, database_url=store_url, redis_url=redis_url, **SECRETS))
+        platform = build(Settings(data_dir=tmp_path, redis_url=redis_url, demo=False, **on_postgres))
         async with platform:
             assert platform.replicas.census.processes() == 2
 

@@ -17,15 +17,9 @@ pytestmark = pytest.mark.postgres
 
 
 async def test_reports_and_requests_about_turns_keep_no_commit_and_no_change_waiting(
-    postgres_url: str, tmp_path: Path
+    on_postgres: dict[str, str], tmp_path: Path
 ) -> None:
-    settings = Settings(
-        data_dir=tmp_path,
-        database_url=postgres_url,
-        redis_url="redis://127.0.0.1:9/0",
-        key_pepper="p" * 32,
-        master_key="ab" * 32,
-    )
+    settings = Settings(data_dir=tmp_path, redis_url="redis://127.0.0.1:9/0", **on_postgres)
     platform = build(settings)
     await migrate(platform.engine)
     async with platform:

@@ -33,6 +33,7 @@ from tests.fakes.scripted_upstream import (
     ScriptedUpstream,
     Wait,
     chunked,
+    deaf_url,
     event,
     finished,
     said,
@@ -242,21 +243,13 @@ class TestLeaving:
         assert server.connections == 2
 
     async def test_before_it_is_connected(self, make):
-        with socket.socket() as deaf:  # its one place in the queue is taken
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(0)
-            others = [socket.socket() for _ in range(3)]
-            for other in others:
-                other.settimeout(0)
-                other.connect_ex(deaf.getsockname())
-            sent, upstreams = Sent(), make(base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        with deaf_url() as deaf:
+            sent, upstreams = Sent(), make(base_url=deaf)
             task = asyncio.ensure_future(upstreams.complete(TARGET, chat(), sent.call()))
             await asyncio.sleep(0.05)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(task, 1)
-            for other in others:
-                other.close()
         assert sent.times == 0
 
     async def test_while_sixteen_megabytes_are_sent(self, make, server):
@@ -374,19 +367,11 @@ class TestTimeRunsOut:
         assert not caught.value.unbilled
 
     async def test_to_connect_if_the_answer_has_even_less(self, make):
-        with socket.socket() as deaf:
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(0)
-            others = [socket.socket() for _ in range(3)]
-            for other in others:
-                other.settimeout(0)
-                other.connect_ex(deaf.getsockname())
-            sent, upstreams = Sent(), make(base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}", **SHORT)
+        with deaf_url() as deaf:
+            sent, upstreams = Sent(), make(base_url=deaf, **SHORT)
             with pytest.raises(UpstreamTimeout, match="`answer`") as caught:
                 async with asyncio.timeout(2):
                     await upstreams.complete(TARGET, chat(), sent.call())
-            for other in others:
-                other.close()
         assert (caught.value.unbilled, sent.times) == (True, 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from router import UpstreamBroken, UpstreamFailed, UpstreamSettings, UpstreamTimeout, UpstreamUnreachable
 from tests.fakes.routing import TARGET, Sent, catalogue, chat, upstreams_of
-from tests.fakes.scripted_upstream import CUT, HOLD, REPLY, whole
+from tests.fakes.scripted_upstream import CUT, HOLD, REPLY, deaf_url, whole
 from tests.fakes.upstream_subjects import SECRET
 
 TOO_LONG = 10.0  # a test that waits for this has failed
@@ -108,19 +108,10 @@ class TestTheRequest:
         assert (caught.value.unbilled, caught.value.curable, sent.times) == (True, True, 0)
 
     async def test_that_cannot_connect_in_time_names_the_phase(self, make):
-        with socket.socket() as deaf:  # its one place in the queue is taken, so that a further SYN is not answered
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(0)
-            others = [socket.socket() for _ in range(3)]
-            for other in others:
-                other.settimeout(0)
-                other.connect_ex(deaf.getsockname())
-            sent = Sent()
-            upstreams = make(base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}", connect_seconds=0.1)
+        with deaf_url() as deaf:
+            sent, upstreams = Sent(), make(base_url=deaf, connect_seconds=0.1)
             with pytest.raises(UpstreamTimeout, match="`connect`") as caught:
                 await upstreams.complete(TARGET, chat(), sent.call())
-            for other in others:
-                other.close()
         assert (caught.value.unbilled, sent.times) == (True, 0)
 
     async def test_without_its_credential_is_not_sent(self, make, server):

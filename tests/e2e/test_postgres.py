@@ -19,13 +19,19 @@ from tests.prove.company import chat
 from tests.prove.server import Gateway, Refused, StartFailed
 
 HELLO = [{"role": "user", "content": "Hello"}]
-SECRETS = {"PENSTOCK_KEY_PEPPER": "p" * 32, "PENSTOCK_MASTER_KEY": "ab" * 32, "PENSTOCK_DEMO": "true"}
 
 pytestmark = pytest.mark.postgres
 
 
-async def test_a_turn_a_budget_and_a_kill_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
-    environment = {**SECRETS, "PENSTOCK_DATABASE_URL": postgres_url}
+@pytest.fixture
+def environment(on_postgres: dict[str, str]) -> dict[str, str]:
+    """The same for a process of its own, which declares the demo."""
+    return {f"PENSTOCK_{name.upper()}": value for name, value in on_postgres.items()} | {"PENSTOCK_DEMO": "true"}
+
+
+async def test_a_turn_a_budget_and_a_kill_on_postgresql(
+    environment: dict[str, str], postgres_url: str, tmp_path: Path
+) -> None:
     async with Gateway(tmp_path, environment=environment) as gateway:
         key = gateway.quickstart.app_key
         answer = await chat(gateway, key, HELLO, model="sandbox-priced")
@@ -57,8 +63,7 @@ async def _open_holds(engine) -> int:
         return (await connection.execute(text("SELECT count(*) FROM open_holds"))).scalar_one()
 
 
-async def test_a_second_process_without_redis_does_not_start(postgres_url: str, tmp_path: Path) -> None:
-    environment = {**SECRETS, "PENSTOCK_DATABASE_URL": postgres_url}
+async def test_a_second_process_without_redis_does_not_start(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     async with Gateway(tmp_path, environment=environment):
         with pytest.raises(StartFailed, match="PENSTOCK_REDIS_URL"):
@@ -131,8 +136,10 @@ async def test_lock_that_another_got_lets_nobody_through_until_it_is_back(openin
     assert [record.levelname for record in caplog.records if "place" in record.message] == ["ERROR", "WARNING"]
 
 
-async def test_lock_behind_a_silent_line_is_given_up_in_time_and_taken_again(opening, tmp_path: Path) -> None:
-    server = await opening.enter_async_context(PostgresServer(tmp_path))
+async def test_lock_behind_a_silent_line_is_given_up_in_time_and_taken_again(
+    opening, mortal_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    server = mortal_postgres
     proxy = await opening.enter_async_context(Proxy(tmp_path, server.port))
     lock = lock_at(opening, server.url_through(proxy.port))
     await lock.take()
@@ -148,8 +155,9 @@ async def test_lock_behind_a_silent_line_is_given_up_in_time_and_taken_again(ope
     await until(lambda: lock.is_held, 5)
 
 
-async def test_process_that_lost_its_place_refuses_turns_and_is_not_ready(opening, postgres_url, tmp_path) -> None:
-    environment = {**SECRETS, "PENSTOCK_DATABASE_URL": postgres_url}
+async def test_process_that_lost_its_place_refuses_turns_and_is_not_ready(
+    opening, environment, postgres_url, tmp_path
+) -> None:
     gateway = await opening.enter_async_context(Gateway(tmp_path, environment=environment))
     key = gateway.quickstart.app_key
     assert (await chat(gateway, key, HELLO, model="sandbox")).status == 200

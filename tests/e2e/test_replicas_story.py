@@ -14,8 +14,8 @@ from tests.chaos.postgres import PostgresServer, plain
 from tests.chaos.proxy import Proxy
 from tests.chaos.redis import RedisServer
 from tests.chaos.replicas import Replicas
+from tests.conftest import skipped_where_not_run
 from tests.prove.company import Answer, chat, scripted
-from tests.prove.proofs import NotRun
 from tests.prove.server import Gateway, Refused, Simulator
 
 pytestmark = pytest.mark.postgres
@@ -60,10 +60,8 @@ class Deployment:
 
 @asynccontextmanager
 async def deployed(workdir: Path) -> AsyncIterator[Deployment]:
-    try:
+    with skipped_where_not_run():
         postgres, redis = PostgresServer(workdir), RedisServer(workdir)
-    except NotRun as missing:
-        pytest.skip(str(missing))
     async with postgres, redis, Simulator(workdir) as simulator, Proxy(workdir, postgres.port) as network:
         url = postgres.url_through(network.port)
         async with Replicas(workdir, database_url=url, redis_url=redis.url, count=2) as replicas:

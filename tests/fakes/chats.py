@@ -1,11 +1,10 @@
 """A whole platform with a scripted upstream: what is asked of it, what it says, and one raw ASGI caller."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -102,33 +101,30 @@ def asking(model: str, **members: object) -> ChatRequest:
 
 @dataclass
 class RawCaller:
-    """One raw ASGI exchange with the edge. reads_until: so many messages are taken before it stops reading."""
+    """One exchange with the edge, without a socket. reads_until: so many writes are taken before it stops reading."""
 
     platform: Platform
     key: str
-    body: bytes
+    sends: bytes
     reads_until: int | None = None
     path: str = "/v1/chat/completions"
+    method: str = "POST"
+    query: bytes = b""
     body_comes: asyncio.Event = field(default_factory=asyncio.Event)
     stuck: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    told: list[MutableMapping[str, Any]] = field(default_factory=list)
+    told: list[bytes] = field(default_factory=list)
     on_lost: Callable[[], None] | None = None
     status: int | None = None
     head: bytes = b""
     length: int | None = None
-    _read: bool = False
+    is_whole: bool = False
+    received: int = 0
 
     def start(self) -> "RawCaller":
         """Send the head; the body comes when it is told to."""
-        scope = {
-            "type": "http",
-            "path": self.path,
-            "method": "POST",
-            "headers": [(b"authorization", f"Bearer {self.key}".encode())],
-            "penstock.connection": self,
-        }
-        self.task = asyncio.create_task(self.platform.edge(scope, self._receive, self._send))
+        self.headers = {"authorization": f"Bearer {self.key}"}
+        self.task = asyncio.create_task(self.platform.edge(self))
         return self
 
     @property
@@ -136,15 +132,25 @@ class RawCaller:
         """Whether the connection is gone."""
         return self.gone.is_set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody reads any more."""
+        return self.reads_until is not None and len(self.told) >= self.reads_until
+
     def abort(self) -> None:
         """Leave, or be dropped."""
         self.gone.set()
         if self.on_lost is not None:
             self.on_lost()
 
-    def whole_body(self) -> bytes | None:
-        """It always comes later."""
-        return None
+    def take(self) -> bytes:
+        """The body."""
+        return self.sends
+
+    async def more(self) -> None:
+        """It comes when it is told to."""
+        await self.body_comes.wait()
+        self.is_whole, self.received = True, len(self.sends)
 
     def watch(self, on_lost: Callable[[], None] | None) -> None:
         """Remember whom to tell."""
@@ -154,12 +160,16 @@ class RawCaller:
         """The answer begins."""
         self.status, self.head, self.length = status, head, length
 
-    async def write(self, data: bytes, *, more: bool) -> None:
-        """A part of the answer; nobody reads it any more, once enough was taken."""
-        self.told.append({"body": data, "more": more})
-        if self.reads_until is not None and len(self.told) >= self.reads_until and not self.gone.is_set():
+    def write(self, data: bytes, *, more: bool) -> None:
+        """A part of the answer."""
+        del more
+        self.told.append(data)
+        if self.is_full:
             self.stuck.set()
-            await self.gone.wait()
+
+    async def drained(self) -> None:
+        """Nobody reads."""
+        await self.gone.wait()
 
     async def ended(self) -> "RawCaller":
         """The exchange, over; its body comes if it has not."""
@@ -170,15 +180,4 @@ class RawCaller:
     @property
     def answer(self) -> bytes:
         """Everything of the body until now."""
-        return b"".join(each.get("body", b"") for each in self.told)
-
-    async def _receive(self) -> MutableMapping[str, Any]:
-        if not self._read:
-            await self.body_comes.wait()
-            self._read = True
-            return {"type": "http.request", "body": self.body, "more_body": False}
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, _message: MutableMapping[str, Any]) -> None:
-        raise AssertionError("the data plane answers by way of its connection")
+        return b"".join(self.told)

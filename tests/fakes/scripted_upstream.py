@@ -6,8 +6,8 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Self
@@ -44,6 +44,20 @@ class Wait:
 
 
 Step = bytes | str | Repeat | Drip | Wait
+
+
+@contextmanager
+def deaf_url() -> Iterator[str]:
+    """Where nobody is ever connected: the one place in the queue is taken, so that a further SYN is not answered."""
+    with ExitStack() as opened:
+        deaf = opened.enter_context(socket.socket())
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(3):
+            other = opened.enter_context(socket.socket())
+            other.settimeout(0)
+            other.connect_ex(deaf.getsockname())
+        yield f"http://127.0.0.1:{deaf.getsockname()[1]}"
 
 
 @dataclass

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +97,19 @@ class Process:
                 **self._as,
             )
 
+    async def start_until(self, serves: Callable[[], Awaitable[bool]], name: str) -> None:
+        """Start it and wait until it serves; one that takes too long is killed. Raises StartFailed."""
+        await self.start()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not await serves():
+                    if not self.alive:
+                        raise self.start_failed(f"{name} ended")
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError as error:
+            await self.stop(signal.SIGKILL)
+            raise self.start_failed(f"{name} did not serve within {START_SECONDS:g} s") from error
+
     async def stop(self, number: signal.Signals, *, seconds: float = STOP_SECONDS) -> int:
         """Send the signal and wait; one that does not end in time is killed. Returns the exit status."""
         assert self._running is not None, "not started"
@@ -149,16 +162,7 @@ class _Server:
 
     async def start(self) -> None:
         """Start, again if need be, and wait until it serves. Raises StartFailed."""
-        await self.process.start()
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while not await self._serves():
-                    if not self.process.alive:
-                        raise self.process.start_failed("it ended")
-                    await asyncio.sleep(_POLL_SECONDS)
-        except TimeoutError as error:
-            await self.kill()
-            raise self.process.start_failed(f"it did not serve within {START_SECONDS:g} s") from error
+        await self.process.start_until(self._serves, "it")
 
     async def ask(
         self, method: str, path: str, *, key: str, body: object = None, text: str | None = None
