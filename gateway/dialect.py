@@ -165,6 +165,7 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         input_tokens_max=_input_tokens_max(facts, fields, count) if is_text else None,
         output_tokens_max=facts.max_tokens if facts.max_completion_tokens is None else facts.max_completion_tokens,
         hints=hints,
+        size=len(body),
     )
 
 

@@ -237,7 +237,7 @@ class Edge:
             identified = self.keys.mark()
             body = await x.body(bytes_max=self.limits.body_bytes_max, seconds=self.limits.body_seconds)
             request = read_chat(body, x.headers)
-            async with x.turn_running():
+            with x.turn_running():
                 if not self.keys.is_unchanged(identified):
                     # A key may have been revoked while the body came; from here on its turns are found.
                     x.caller = x.trace.caller = self._identify(x)

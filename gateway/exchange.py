@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from gateway.errors import CallerGone, RequestTimeout, RequestTooLarge
 from gateway.trace import Trace
@@ -148,25 +148,25 @@ class Running:
         self._exchange = exchange
         self._gone = False
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> None:
         """Begin to watch. Raises CallerGone for one who has left already."""
         task = asyncio.current_task()
         assert task is not None
         connection = self._exchange.connection
         if connection.is_lost:
             raise CallerGone("The connection closed before the answer began.")
-        self._task = self._exchange.task = task
+        self._exchange.task = task
         connection.watch(self._leave)
-        return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
         """Stop watching; swallow the cancellation that a hang-up caused."""
-        self._exchange.connection.watch(None)
-        self._exchange.task = None
-        if self._gone and kind is not None and issubclass(kind, asyncio.CancelledError):
-            self._task.uncancel()
+        exchange = self._exchange
+        task, exchange.task = exchange.task, None
+        exchange.connection.watch(None)
+        if self._gone and task is not None and kind is not None and issubclass(kind, asyncio.CancelledError):
+            task.uncancel()
             return True
         return False
 
@@ -174,4 +174,5 @@ class Running:
         self._gone = True
         if self._exchange.trace.turn is not None:
             self._exchange.trace.turn.gone = True
-        self._task.cancel()
+        if self._exchange.task is not None:
+            self._exchange.task.cancel()

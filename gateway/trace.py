@@ -1,6 +1,5 @@
 """What is remembered of one turn while it runs: its id, its beats, and what was decided. Never content."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from cost import Turn
@@ -8,26 +7,24 @@ from governance import Permit
 from kernel import AuditRecord, Caller, Clock, new_id
 
 
-@dataclass(slots=True)
 class Trace:
     """One turn's notes, filled beat by beat.
 
     milliseconds: time spent per beat, in the order of the beats. facts: what the admission record says.
     """
 
-    clock: Clock
-    turn_id: str = field(default_factory=lambda: new_id("req"))
-    milliseconds: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    caller: Caller | None = None
-    permit: Permit | None = None
-    turn: Turn | None = None
-    started: float = 0.0
-    _mark: float = 0.0
+    __slots__ = ("_mark", "caller", "clock", "facts", "milliseconds", "permit", "started", "turn", "turn_id")
 
-    def __post_init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         """Start the first beat."""
-        self.started = self._mark = self.clock.monotonic()
+        self.clock = clock
+        self.turn_id = new_id("req")
+        self.milliseconds: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
+        self.caller: Caller | None = None
+        self.permit: Permit | None = None
+        self.turn: Turn | None = None
+        self.started = self._mark = clock.monotonic()
 
     def beat(self, name: str) -> None:
         """End the beat `name` here; the next one begins."""
@@ -49,19 +46,9 @@ class Trace:
 
     def admission(self, event: str = "turn.admitted") -> AuditRecord:
         """What the trail keeps of this turn so far."""
-        caller = self.caller
-        body = {**self.facts, "milliseconds": dict(self.milliseconds)}
-        if caller is not None:
-            body |= {
-                "key": caller.key_id,
-                "user": caller.user,
-                "use_case": caller.use_case,
-                "data_class": caller.data_class.label,
-            }
-        return AuditRecord(
-            event,
-            body,
-            turn_id=self.turn_id,
-            app=caller.app if caller else None,
-            department=caller.department if caller else None,
-        )
+        caller, body = self.caller, {**self.facts, "milliseconds": self.milliseconds.copy()}
+        if caller is None:
+            return AuditRecord(event, body, self.turn_id)
+        body["key"], body["user"] = caller.key_id, caller.user
+        body["use_case"], body["data_class"] = caller.use_case, caller.data_class.label
+        return AuditRecord(event, body, self.turn_id, caller.app, caller.department)

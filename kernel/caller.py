@@ -16,12 +16,15 @@ class DataClass(IntEnum):
     @property
     def label(self) -> str:
         """The word used on the wire and in declarative files."""
-        return self.name.lower()
+        return _LABELS[self]
 
     @classmethod
     def parse(cls, word: str) -> "DataClass":
         """The class named by `word`. Raises KeyError for anything but the four labels."""
         return cls[word.upper()] if word == word.lower() else cls[""]
+
+
+_LABELS = tuple(each.name.lower() for each in DataClass)
 
 
 class Role(StrEnum):

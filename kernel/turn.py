@@ -68,7 +68,7 @@ class ChatRequest(Struct, frozen=True):
     fields: top-level members as raw JSON, hints removed. model: the name as the caller wrote it.
     input_tokens_max: sound upper bound of prompt tokens (UTF-8 bytes); None where content is not text, so that
     only the target's context bounds it. output_tokens_max: what the caller asked for or, after `limited`, what was
-    paid for; per choice. choices: how many answers were asked for.
+    paid for; per choice. choices: how many answers were asked for. size: of the body that it came in, in bytes.
     """
 
     model: str
@@ -79,11 +79,7 @@ class ChatRequest(Struct, frozen=True):
     input_tokens_max: int | None = 0
     output_tokens_max: int | None = None
     hints: Hints = NO_HINTS
-
-    @property
-    def size(self) -> int:
-        """Bytes of all members together."""
-        return sum([len(memoryview(raw)) for raw in self.fields.values()])
+    size: int = 0
 
     def limited(self, output_tokens_max: int) -> "ChatRequest":
         """The request with a ceiling on its answer, because no more than that is set aside."""
