@@ -181,7 +181,7 @@ class Committer:
     def _count(self, outcome: _Outcome) -> None:
         for hold in outcome.granted:
             hold.is_counted = True
-        closed = [hold for hold in outcome.closed if hold.is_counted]
+        closed = {hold for hold in outcome.closed if hold.is_counted}
         for hold in closed:
             hold.is_counted = False
         self._open += len(outcome.granted) - len(closed)
@@ -248,10 +248,10 @@ def _decide(
         effective = False
         for closing in step.closings:
             held = closing.hold.entry
+            outcome.closed.append(closing.hold)  # whoever closed it, be it a commit whose answer was lost
             if held is not None and held.key in released:
                 entries.append(balances.close(closing, released.pop(held.key)))
                 effective = True
-                outcome.closed.append(closing.hold)
         if step.record is not None and step.hold is None and (effective or not step.closings):
             records.append(step.record)
     for step in batch:

@@ -63,6 +63,8 @@ class PostgresLine:
 
     async def connection(self) -> Any:
         """The driver's connection, from the engine's pool and with its settings."""
+        if self._held is not None and self._driver.is_closed():
+            await self.drop()  # by a server that was restarted while nobody asked it: no turn has to pay for that
         if self._held is None:
             held = await self._engine.connect()
             self._driver: asyncpg.Connection = (await held.get_raw_connection()).driver_connection

@@ -57,7 +57,7 @@ class Lines(logging.Handler):
             "at": self._at(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if record.exc_info and record.exc_info[0] is not None:
             # The type and the place, not the message: an exception's text may quote what it choked on.
@@ -98,6 +98,15 @@ class Lines(logging.Handler):
             if lines:
                 with suppress(OSError):  # nobody reads any more
                     _write_all(self._descriptor, b"\n".join(lines) + b"\n")
+
+
+def _message(record: logging.LogRecord) -> str:
+    # Whoever logs must not fail by it: neither by arguments that do not fit, nor by text that is none in UTF-8.
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError):
+        message = str(record.msg)
+    return message.encode(errors="replace").decode()
 
 
 @contextmanager

@@ -144,10 +144,11 @@ class Verdict:
 
 @dataclass(slots=True)
 class _Memory:
-    """Verdicts given under the same rules, by question; `until` the passing of time can change one."""
+    """Verdicts given under the same rules, by question; within [since, until) time changes none of them."""
 
     rules: Rules | None = None
     directory: Directory | None = None
+    since: datetime = _LONG_AGO
     until: datetime = _LONG_AGO
     verdicts: dict[tuple[object, ...], Verdict] = field(default_factory=dict)
 
@@ -179,8 +180,9 @@ class Policy:
         """
         rules, directory, now = self._rules(), self._directory(), self._clock.now()
         memory, question = self._memory, _question(caller, plan)
-        if memory.rules is not rules or memory.directory is not directory or now >= memory.until:
-            memory = self._memory = _Memory(rules, directory, rules.next_end(now))
+        # A clock that is put back after it was wrong must not leave what it said in force until that time comes.
+        if memory.rules is not rules or memory.directory is not directory or not memory.since <= now < memory.until:
+            memory = self._memory = _Memory(rules, directory, now, rules.next_end(now))
         known = memory.verdicts.get(question)
         if known is None:
             if len(memory.verdicts) >= _VERDICTS_MAX:

@@ -5,6 +5,7 @@ Losing the database means refusing: it holds the money and the trail.
 
 import sqlite3
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ from sqlalchemy.types import TypeDecorator
 
 # Reports and migrations may take this long; what must answer sooner bounds itself.
 _STATEMENT_SECONDS = 60.0
+_GOOD_BYE_SECONDS = 0.5
 _CACHE_KIB = 16 * 1024  # of SQLite's pages per connection; with its own 2 MiB every turn reads some again
 _READS_ONLY = "penstock_reads_only"
 
@@ -126,9 +128,10 @@ class _HardClosing(asyncpg.Connection):  # type: ignore[misc]  # asyncpg says no
     """Says no good-bye to a server that may not listen: SQLAlchemy would wait two seconds for it, before every 503."""
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own signature
-        """As asyncpg's, but that a close with a time-out, which follows a failure, is a hard one."""
+        """As asyncpg's, but bounded; a close with a time-out, which follows a failure, is a hard one."""
         if timeout is None:
-            await super().close()
+            with suppress(TimeoutError):
+                await super().close(timeout=_GOOD_BYE_SECONDS)
         else:
             self.terminate()
 

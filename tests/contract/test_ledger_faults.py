@@ -242,3 +242,15 @@ async def _correction(firm: Firm) -> Correction:
     assert told is not None
     entry = msgspec.structs.replace(told.entries[1], step=2, kind="correction", amount_nano_usd=5)
     return Correction(entry, told.entries[1].at, ())
+
+
+async def test_a_server_that_hangs_at_the_end_keeps_no_process_from_ending(
+    mortal_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    async with Proxy(tmp_path, mortal_postgres.port) as proxy:
+        engine = make_engine(mortal_postgres.url_through(proxy.port), timeout_seconds=0.5)
+        async with engine.connect():
+            pass
+        await proxy.black_hole()
+        async with asyncio.timeout(3):
+            await engine.dispose()

@@ -15,6 +15,7 @@ from threading import Thread
 import pytest
 
 from gateway.logs import Lines
+from kernel import SystemClock
 from tests.conftest import StillClock
 
 LINES_MAX = 10_000
@@ -176,3 +177,13 @@ def test_a_hung_sink_has_one_thread_however_much_is_logged(sink: Sink, lines: Li
     for number in range(LINES_MAX):
         lines.line("penstock.turn", "turn", {"number": number})
     assert len(list(tasks.iterdir())) == before
+
+
+@pytest.mark.parametrize(("said", "of", "told"), [("a %s", "\ud800", "a ?"), ("%d rows", "no", "%d rows")])
+def test_whoever_logs_does_not_fail_by_what_it_logs(said: str, of: str, told: str) -> None:
+    read, write = os.pipe()
+    lines = Lines(write, SystemClock())
+    lines.start()
+    lines.emit(logging.LogRecord("a", logging.INFO, "", 1, said, (of,), None))
+    lines.stop()
+    assert json.loads(os.read(read, 4096).splitlines()[0])["message"] == told

@@ -41,6 +41,7 @@ class Office:
 
     def __post_init__(self):
         self.guard = Guard(lambda: self.directory, clock=self)
+        self.guard.prepare()
 
     def now(self):
         return self.at

@@ -109,7 +109,9 @@ SECRETS = {
 @pytest.fixture(scope="module")
 def guard():
     directory = Directory.of([])
-    return Guard(lambda: directory, clock=SystemClock())
+    made = Guard(lambda: directory, clock=SystemClock())
+    made.prepare()
+    return made
 
 
 def seen(guard, body):

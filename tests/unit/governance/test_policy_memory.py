@@ -1,11 +1,12 @@
 """Verdicts that are kept: no older than what is declared, and no longer true than time lets them be."""
 
+import random
 from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
 
-from governance import Directory, ModelNotAllowed, Policy, PolicyDenied, Rules
+from governance import ApprovalRequired, Directory, ModelNotAllowed, Policy, PolicyDenied, Rules
 from governance import policy as rooms
 from kernel import Caller, DataClass, Document, Plan, Target
 
@@ -118,6 +119,26 @@ def test_an_approval_until_an_instant_elsewhere_ends_at_that_instant(clock):
     assert office.allows()
     clock.advance(3_600)
     assert not office.allows()
+
+
+@pytest.mark.parametrize("back", [timedelta(seconds=1), timedelta(days=400)])
+def test_a_clock_that_is_put_right_again_is_believed(clock, back):
+    office = Office(clock, rule(approval_required=True), grant(clock.now()))
+    with pytest.raises(ApprovalRequired):
+        office.policy.allowed(CALLER, PLAN)
+    clock.at -= back
+    assert office.policy.allowed(CALLER, PLAN)[0] is PLAN
+    assert office.allows()
+
+
+def test_a_clock_that_went_back_keeps_nothing_of_its_future(clock):
+    """Between two days, forth and back: each instant has its own verdict."""
+    office = Office(clock, rule(approval_required=True), grant(clock.now() + timedelta(hours=30)))
+    draw, noon, told = random.Random(7), clock.now(), []
+    for _ in range(300):
+        clock.at = noon + timedelta(hours=draw.randint(-20, 60))
+        told.append(office.allows())
+    assert set(told) == {True, False}
 
 
 def test_a_declaration_is_in_force_with_the_next_question(clock):
