@@ -18,6 +18,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     select,
@@ -159,7 +160,10 @@ class SqlLedgerStore:
                 since = await _now(connection, self._clock) - timedelta(seconds=lease_seconds)
                 leased = select(ProcessRow.id).where(ProcessRow.heartbeat_at >= since)
                 lost = and_(lost, OpenHoldRow.process.not_in(leased))
-            found = select(EntryRow.__table__).join(OpenHoldRow, _its_hold).where(lost).limit(limit)
+            # Not a join: SQLite would read the whole ledger to look for each of its entries among the few open holds.
+            holds = select(OpenHoldRow.turn_id, OpenHoldRow.attempt).where(lost).limit(limit)
+            its_own = tuple_(EntryRow.turn_id, EntryRow.attempt).in_(holds)
+            found = select(EntryRow.__table__).where(its_own, EntryRow.step == 0)
             return [read_entry(row) for row in await connection.execute(found)]
 
     async def entries_of(self, turn_ids: Collection[str]) -> list[Entry]:
@@ -226,8 +230,9 @@ def spent_in(budget: Budget, period: Period) -> Select[int]:
 def open_in(budget: Budget, period: Period) -> Select[str, int, int, str]:
     """The open holds of the budget's scope in the period."""
     row = OpenHoldRow
-    holds = select(row.turn_id, row.attempt, row.amount_nano_usd, row.periods)
-    return holds.join(EntryRow, _its_hold).where(_counts(budget, period))
+    # Not a join: SQLite would begin with the entries of the whole period, and hold its lock for as long.
+    counted = exists().where(_its_hold, _counts(budget, period))
+    return select(row.turn_id, row.attempt, row.amount_nano_usd, row.periods).where(counted)
 
 
 def _counts(budget: Budget, period: Period) -> ColumnElement[bool]:

@@ -29,6 +29,7 @@ from cost.store import Balance, Question, SpendRow
 from cost.tables import BudgetPeriodRow, EntryRow
 from kernel.db import reading
 
+_ROWS_AT_ONCE = 250  # between two of them turns have theirs
 _COLUMN_OF = {"model": "target", "key": "key_id"}
 
 _move = (
@@ -141,12 +142,15 @@ class SqlReports:
             .order_by(cost.desc(), *groups)
             .limit(rows_max)
         )
+        size, found = len(groups), list[SpendRow]()
         with refusing():
             async with self._reader.connect() as connection:
-                rows = (await connection.execute(asked)).all()
-        size = len(groups)
-        found = [SpendRow(dict(zip(question.by, row, strict=False)), *map(int, row[size:])) for row in rows]
-        return found if groups or rows[0][0] else []
+                rows = await connection.stream(asked)
+                async for some in rows.partitions(_ROWS_AT_ONCE):
+                    found += [
+                        SpendRow(dict(zip(question.by, row, strict=False)), *map(int, row[size:])) for row in some
+                    ]
+        return found if groups or found[0].calls else []
 
     def _group(self, name: str) -> ColumnElement[Any]:
         if name not in {"day", "month"}:

@@ -63,6 +63,7 @@ async def _serve(settings: Settings, lines: Lines) -> None:
             asyncio.create_task(
                 tend(server.server_state.connections, slow_reader_seconds=settings.slow_reader_seconds)
             ),
+            asyncio.create_task(platform.edge.metrics.watch_loop()),
             asyncio.create_task(platform.edge.give_up_waiting()),
         )
         await server.serve()
