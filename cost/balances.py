@@ -15,6 +15,14 @@ from kernel import Component, format_usd
 _RETRY_AFTER_SECONDS = 1.0
 
 
+class _Account(msgspec.Struct, gc=False):
+    """A period as its row was locked, and as it stands by now."""
+
+    before: Balance
+    posted_nano_usd: int
+    held_nano_usd: int
+
+
 class Balances:
     """The locked periods of one batch. Closings go first, holds in the order in which they came."""
 
@@ -23,25 +31,31 @@ class Balances:
         self._process = process
         self._hold_max = hold_nano_usd_max
         self._periods: dict[str, Period] = {}
-        self._rows: dict[Period, Balance] = {}
-        self._changes: dict[Period, Balance] = {}
+        self._accounts: dict[Period, _Account] = {}
 
     def wanted(self, released: Iterable[Sequence[Period]], holds: Iterable[Hold]) -> dict[Period, Budget | None]:
         """The periods to lock before these are decided, with the budgets of those that may have to be opened."""
         wanted: dict[Period, Budget | None] = {period: None for periods in released for period in periods}
         for hold in holds:
-            if hold.ask is not None and worst_case(hold.ask):
-                wanted.update((self._period(budget), budget) for budget in hold.ask.budgets)
+            if hold.ask is not None and hold.ask.nano_usd:
+                for budget in hold.ask.budgets:
+                    wanted[self._period(budget)] = budget
         return wanted
 
     def load(self, rows: Mapping[Period, Balance]) -> None:
         """Start from these rows, which are locked."""
-        self._rows.update(rows)
+        for period, row in rows.items():
+            self._accounts[period] = _Account(row, row.posted_nano_usd, row.held_nano_usd)
 
     @property
     def changes(self) -> Mapping[Period, Balance]:
         """What to add to each period that was moved."""
-        return {period: change for period, change in self._changes.items() if any(change)}
+        changes = {}
+        for period, account in self._accounts.items():
+            posted, held = account.before
+            if account.posted_nano_usd != posted or account.held_nano_usd != held:
+                changes[period] = Balance(account.posted_nano_usd - posted, account.held_nano_usd - held)
+        return changes
 
     def close(self, closing: Closing, periods: tuple[Period, ...]) -> Entry:
         """Give back what the hold set aside in these periods and post what was spent. The hold must be open."""
@@ -50,7 +64,7 @@ class Balances:
         # Posted at the hold means in tokens too: reports must not fall below the invoice either.
         at_hold = closing.amount_nano_usd is None
         amount = held.amount_nano_usd if closing.amount_nano_usd is None else closing.amount_nano_usd
-        self._move(periods, posted=amount, held=-held.amount_nano_usd)
+        self._move(periods, amount, -held.amount_nano_usd)
         return msgspec.structs.replace(
             held,
             step=1,
@@ -75,28 +89,33 @@ class Balances:
         """
         ask = hold.ask
         assert ask is not None
-        output, amount = ask.output_tokens, 0
+        output, amount = ask.output_tokens, ask.nano_usd
         periods: tuple[Period, ...] = ()
-        if ask.price is not None and worst_case(ask):
-            output, amount = self._worst_case_that_fits(ask, ask.price)
-            periods = tuple(self._period(budget) for budget in ask.budgets)
-            self._move(periods, held=amount)
+        if amount and ask.price is not None:
+            periods = tuple([self._period(budget) for budget in ask.budgets])
+            output, amount = self._worst_case_that_fits(ask, ask.price, periods)
+            self._move(periods, 0, amount)
         hold.output_tokens = output
         hold.entry = self._entry(ask, output=output, amount=amount, periods=periods)
         return hold.entry
 
-    def _worst_case_that_fits(self, ask: Ask, price: Price) -> tuple[int, int]:
+    def _worst_case_that_fits(self, ask: Ask, price: Price, periods: tuple[Period, ...]) -> tuple[int, int]:
         """The answer's ceiling in tokens and what it sets aside: 402 where it is spent, 429 where it is only held."""
-        hard = [(budget, self._rows[self._period(budget)]) for budget in ask.budgets if budget.hard]
-        unspent = min((b.limit_nano_usd - row.posted_nano_usd for b, row in hard), default=self._hold_max)
-        output, amount = ask.output_tokens, worst_case(ask)
-        if amount > (most := min(unspent, self._hold_max)):
+        output, amount, most = ask.output_tokens, ask.nano_usd, self._hold_max
+        hard = []
+        for budget, period in zip(ask.budgets, periods, strict=True):
+            if budget.hard:
+                account = self._accounts[period]
+                unspent = budget.limit_nano_usd - account.posted_nano_usd
+                hard.append((budget, unspent, account.held_nano_usd))
+                most = min(most, unspent)
+        if amount > most:
             output = min(output, price.output_tokens_within(most, ask.input_tokens, ask.choices))
             amount = price.worst_case(ask.input_tokens, output * ask.choices)
             if output < min(ask.output_tokens, ask.output_tokens_min) or amount > most:
-                raise _exhausted(ask, [budget for budget, row in hard if _unspent(budget, row) <= most], self._at)
-        for budget, row in hard:
-            if amount > _unspent(budget, row) - row.held_nano_usd:
+                raise _exhausted(ask, [budget for budget, unspent, _ in hard if unspent <= most], self._at)
+        for budget, unspent, held in hard:
+            if amount > unspent - held:
                 raise BudgetHeld(
                     f"Budget `{budget.id}` has the money, but open calls hold it; try again in a moment.",
                     retry_after_seconds=_RETRY_AFTER_SECONDS,
@@ -110,11 +129,13 @@ class Balances:
             period = self._periods[budget.key] = budget.at(self._at)
         return period
 
-    def _move(self, periods: tuple[Period, ...], *, posted: int = 0, held: int = 0) -> None:
+    def _move(self, periods: tuple[Period, ...], posted: int, held: int) -> None:
         for period in periods:
-            for balances in (self._rows, self._changes):
-                posted_before, held_before = balances.get(period, (0, 0))
-                balances[period] = Balance(posted_before + posted, held_before + held)
+            account = self._accounts.get(period)
+            if account is None:
+                account = self._accounts[period] = _Account(Balance(), 0, 0)
+            account.posted_nano_usd += posted
+            account.held_nano_usd += held
 
     def _entry(self, ask: Ask, *, output: int, amount: int, periods: tuple[Period, ...]) -> Entry:
         target, caller, price = ask.target, ask.caller, ask.price
@@ -143,15 +164,6 @@ class Balances:
             rates=price.pico_usd_per_token if price else None,
             reason=None if price else "unpriced",
         )
-
-
-def worst_case(ask: Ask) -> int:
-    """Nano-dollars that cover the ask whole."""
-    return ask.price.worst_case(ask.input_tokens, ask.output_tokens * ask.choices) if ask.price else 0
-
-
-def _unspent(budget: Budget, row: Balance) -> int:
-    return budget.limit_nano_usd - row.posted_nano_usd
 
 
 def _exhausted(ask: Ask, tight: list[Budget], at: datetime) -> BudgetExhausted:

@@ -1,7 +1,7 @@
 """The prices and budgets in force, as one immutable book. What was spent is the store's to say."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TypeVar
@@ -25,6 +25,9 @@ class Book:
 
     prices: Mapping[str, tuple[Price, ...]]
     scopes: Mapping[tuple[str, str], tuple[Budget, ...]]
+    _callers: dict[tuple[str | None, str | None, str], tuple[Budget, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> "Book":
@@ -45,11 +48,18 @@ class Book:
 
     def price(self, model: str, at: datetime) -> Price | None:
         """The model's price with the latest `valid_from` that is not after `at`."""
-        return next((price for price in self.prices.get(model, ()) if price.valid_from <= at), None)
+        for price in self.prices.get(model, ()):
+            if price.valid_from <= at:
+                return price
+        return None
 
     def budgets(self, caller: Caller) -> tuple[Budget, ...]:
         """All budgets that a turn of this caller counts against, by id."""
-        return self.counting(caller.department, caller.app, caller.key_id)
+        who = caller.department, caller.app, caller.key_id
+        known = self._callers.get(who)
+        if known is None:
+            known = self._callers[who] = self.counting(*who)
+        return known
 
     def counting(self, department: str | None, app: str | None, key_id: str) -> tuple[Budget, ...]:
         """All budgets that what these three spend counts against, by id."""

@@ -1,6 +1,6 @@
 """A budget and its periods in the calendar of its own time zone. Which budgets are in force, book.Book says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
@@ -19,7 +19,8 @@ class Period(NamedTuple):
 class Budget:
     """How much may be spent within a scope in a calendar month or day of `timezone`.
 
-    id: its document's name. since: the version with which it began to count what it counts.
+    id: its document's name. since: the version with which it began to count what it counts. key: `name@since`: another
+    one wherever it was withdrawn in between, or came to count something else.
     """
 
     id: str
@@ -31,11 +32,11 @@ class Budget:
     timezone: str = "UTC"
     alert_at_percent: tuple[int, ...] = ()
     since: int = 1
+    key: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        """`name@since`: another one wherever it was withdrawn in between, or came to count something else."""
-        return f"{self.id}@{self.since}"
+    def __post_init__(self) -> None:
+        """Write the key once; every hold asks for it."""
+        object.__setattr__(self, "key", f"{self.id}@{self.since}")
 
     def period_key(self, at: datetime) -> str:
         """The period that `at` falls in: `2026-11`, or `2026-11-21` for a daily budget."""

@@ -82,9 +82,10 @@ class Committer:
         loop = self._loop
         if loop is None:  # asking for it costs a system call on some Pythons
             loop = self._loop = asyncio.get_running_loop()
-        step = Step(loop.create_future(), tuple(closings), hold, record, refused)
-        if not step.must_last and (self._closing or self.waiting >= self._settings.queue_max):
+        must_last = hold is None and bool(closings)
+        if not must_last and (self._closing or self.waiting >= self._settings.queue_max):
             raise Overloaded("Too many calls wait to be booked; try again in a moment.", retry_after_seconds=1.0)
+        step = Step(loop.create_future(), must_last, tuple(closings), hold, record, refused)
         self._queue.append(step)
         self._wake.set()
         return step

@@ -84,7 +84,10 @@ class TurnEntries:
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """What a hold must cover. output_tokens: ceiling per choice. budgets: those it counts against, by id."""
+    """What a hold must cover. output_tokens: ceiling per choice. budgets: those it counts against, by id.
+
+    nano_usd: what covers it whole; 0 where there is no price.
+    """
 
     key: AttemptKey
     target: Target
@@ -95,10 +98,10 @@ class Ask(msgspec.Struct, frozen=True):
     output_tokens: int
     output_tokens_min: int
     choices: int
+    nano_usd: int
 
 
-@dataclass(slots=True, eq=False)
-class Hold:
+class Hold(msgspec.Struct, eq=False):
     """Money set aside, or about to be. `entry` is its line once it was granted; `output_tokens` the ceiling it covers.
 
     A hold that a dead process left behind has no ask. is_doubtful: its commit was given up, and may have happened or
@@ -117,7 +120,7 @@ class Closing(msgspec.Struct, frozen=True):
 
     hold: Hold
     kind: Literal["post", "void"]
-    amount_nano_usd: int | None = None  # None: what was held
+    amount_nano_usd: int | None  # None: what was held
     estimated: bool = False
     tokens: Mapping[Component, int] = {}
     cost: Mapping[Component, int] = {}
@@ -125,26 +128,22 @@ class Closing(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Step:
+class Step(msgspec.Struct, eq=False):
     """What is written together or not at all.
 
     done: None once durable, or what it was refused for; cancelled by a waiter that gave up.
+    must_last: it is tried until it is durable; anything else is given back to whoever waits.
     record: for the trail; beside closings it is written only if one of them took effect, so a repetition adds nothing.
     refused: the record that is written instead if the hold is refused. is_suspect: it failed on its own.
     waits: how often it was set aside for a budget to be opened; waits_until: the loop's time when it is refused.
     """
 
     done: asyncio.Future[PlatformError | None]
-    closings: tuple[Closing, ...] = ()
-    hold: Hold | None = None
-    record: AuditRecord | None = None
-    refused: Callable[[PlatformError], AuditRecord] | None = None
+    must_last: bool
+    closings: tuple[Closing, ...]
+    hold: Hold | None
+    record: AuditRecord | None
+    refused: Callable[[PlatformError], AuditRecord] | None
     is_suspect: bool = False
     waits: int = 0
     waits_until: float = float("inf")
-
-    @property
-    def must_last(self) -> bool:
-        """Whether it is tried until it is durable; anything else is given back to whoever waits."""
-        return self.hold is None and bool(self.closings)

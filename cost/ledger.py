@@ -139,7 +139,7 @@ class Ledger:
 
 
 def _swept(held: Entry) -> Closing:
-    return Closing(Hold(None, held), "post", estimated=True, reason="swept")
+    return Closing(Hold(None, held), "post", None, estimated=True, reason="swept")
 
 
 def _sweeping(held: Entry) -> AuditRecord:

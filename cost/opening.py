@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from cost.balances import worst_case
 from cost.budgets import Budget, Period
 from cost.entries import Step
 from cost.settings import LedgerSettings
@@ -70,9 +69,7 @@ class Opening:
 
     def _concerns(self, step: Step) -> bool:
         ask = step.hold.ask if step.hold is not None else None
-        if ask is None or not any(budget.key in self._budgets for budget in ask.budgets):
-            return False
-        return worst_case(ask) > 0
+        return ask is not None and ask.nano_usd > 0 and any(budget.key in self._budgets for budget in ask.budgets)
 
     async def _open(self, budgets: Mapping[Period, Budget]) -> None:
         opened = False

@@ -6,6 +6,7 @@ It does not choose which price is in force; book.Book does.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 
 import msgspec
 
@@ -13,7 +14,7 @@ from kernel import Component, Usage
 
 _PICO_PER_NANO = 1000
 _UNBOUNDED = 10**9
-_FALLBACKS = ((Component.CACHED_INPUT, Component.INPUT), (Component.REASONING, Component.OUTPUT))
+_FALLBACKS = MappingProxyType({Component.CACHED_INPUT: Component.INPUT, Component.REASONING: Component.OUTPUT})
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -45,44 +46,42 @@ class Price:
 
     def cost(self, usage: Usage) -> Cost:
         """What `usage` costs: each component rounded up once, in nano-dollars."""
-        rates, parts, estimated = self.pico_usd_per_token, dict[Component, int](), False
+        rates, parts, nano_usd, estimated = self.pico_usd_per_token, dict[Component, int](), 0, False
         for part, tokens in usage.tokens.items():
             if tokens:
                 rate = rates.get(part)
                 if rate is None:
-                    fallback = dict(_FALLBACKS).get(part)
+                    fallback = _FALLBACKS.get(part)
                     estimated = estimated or fallback is None
-                    rate = self._dearest(is_output=part.is_output) if fallback is None else rates[fallback]
-                parts[part] = -(-tokens * rate // _PICO_PER_NANO)
-        return Cost(sum(parts.values()), parts, estimated)
+                    rate = self._dearest(part) if fallback is None else rates[fallback]
+                parts[part] = amount = -(-tokens * rate // _PICO_PER_NANO)
+                nano_usd += amount
+        return Cost(nano_usd, parts, estimated)
 
     def worst_case(self, input_tokens: int, output_tokens: int) -> int:
         """Nano-dollars that no split of so many tokens over components can exceed."""
-        return self._bound(input_tokens, is_output=False) + self._bound(output_tokens, is_output=True)
+        into = _bound(input_tokens, self._dearest_input, _INPUT_SLACK)
+        return into + _bound(output_tokens, self._dearest_output, _OUTPUT_SLACK)
 
     def output_tokens_within(self, nano_usd: int, input_tokens: int, choices: int) -> int:
         """The most output tokens per choice whose worst case is at most `nano_usd`; 0 where not one fits.
 
         A price without output rates bounds nothing: the answer is then a thousand million.
         """
-        spare = nano_usd - self._bound(input_tokens, is_output=False)
-        rate = self._dearest(is_output=True)
+        spare = nano_usd - _bound(input_tokens, self._dearest_input, _INPUT_SLACK)
+        rate = self._dearest_output
         if spare < 0 or rate == 0:
             return 0 if spare < 0 else _UNBOUNDED
-        return max(0, (spare - _slack(is_output=True)) * _PICO_PER_NANO // rate // choices)
+        return max(0, (spare - _OUTPUT_SLACK) * _PICO_PER_NANO // rate // choices)
 
-    def _bound(self, tokens: int, *, is_output: bool) -> int:
-        rate = self._dearest(is_output=is_output)
-        return -(-tokens * rate // _PICO_PER_NANO) + _slack(is_output=is_output) if tokens and rate else 0
-
-    def _dearest(self, *, is_output: bool) -> int:
-        return self._dearest_output if is_output else self._dearest_input
+    def _dearest(self, part: Component) -> int:
+        return self._dearest_output if part.is_output else self._dearest_input
 
 
-def _slack(*, is_output: bool) -> int:
-    # Rounding up n parts instead of their sum costs at most n - 1 more; a provider may split over all of them.
-    return _OUTPUT_SLACK if is_output else _INPUT_SLACK
+def _bound(tokens: int, rate: int, slack: int) -> int:
+    return -(-tokens * rate // _PICO_PER_NANO) + slack if tokens and rate else 0
 
 
+# Rounding up n parts instead of their sum costs at most n - 1 more; a provider may split over all of them.
 _OUTPUT_SLACK = sum(part.is_output for part in Component) - 1
 _INPUT_SLACK = len(Component) - _OUTPUT_SLACK - 2

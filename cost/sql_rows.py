@@ -1,6 +1,6 @@
 """Entries and open holds as rows, and rows as entries. It asks nothing and decides nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from kernel import Component
 _TEXT_MAX = 300
 _JSON_FIELDS = ("periods", "tokens", "cost", "rates")
 _PLAIN_FIELDS = tuple(name for name in Entry.__struct_fields__ if name not in _JSON_FIELDS)
+_OUTPUTS = tuple(part for part in Component if part.is_output)
 _KNOWN_MAX = 1024
 
 Item = TypeVar("Item")
@@ -52,17 +53,18 @@ class EntryLine(msgspec.Struct):
     reason: str | None
 
 
-def entry_line(entry: Entry) -> EntryLine:
-    """The entry as its row."""
-    tokens = entry.tokens
-    output = sum([count for part, count in tokens.items() if part.is_output])
+def entry_line(entry: Entry, instant: Callable[[datetime], datetime | str] | None = None) -> EntryLine:
+    """The entry as its row. instant: how instants are written, where not as they are."""
+    tokens, output = entry.tokens, 0
+    for part in _OUTPUTS:
+        output += tokens.get(part, 0)
     return EntryLine(
         entry.turn_id,
         entry.attempt,
         entry.step,
         entry.kind,
-        entry.at,
-        entry.held_at,
+        entry.at if instant is None else instant(entry.at),
+        entry.held_at if instant is None else instant(entry.held_at),
         entry.amount_nano_usd,
         entry.estimated,
         entry.target,

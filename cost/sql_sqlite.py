@@ -6,9 +6,10 @@ interpreter's lock behind the event loop (docs/decisions/0004). It decides nothi
 
 import asyncio
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -33,13 +34,57 @@ _HOLD = """
 INSERT INTO open_holds (turn_id, attempt, process, held_at, amount_nano_usd, periods) VALUES (?, ?, ?, ?, ?, ?)"""
 
 
+class DiskThread:
+    """Does beside the loop what waits for the disk, one thing after the other.
+
+    It is no executor: handing over to one, and back, costs three times as much, and every commit does it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = SimpleQueue[tuple[Callable[[], object], asyncio.Future[None]] | None]()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, work: Callable[[], object]) -> asyncio.Future[None]:
+        """Begin with it as soon as what came before is done; the future says how it ended."""
+        done = asyncio.get_running_loop().create_future()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+            self._thread.start()
+        self._waiting.put((work, done))
+        return done
+
+    def close(self) -> None:
+        """Wait for what was submitted, and end."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (waiting := self._waiting.get()) is not None:
+            work, done = waiting
+            failure: Exception | None = None
+            try:
+                work()
+            except (sqlite3.Error, MemoryError) as raised:
+                failure = raised
+            with suppress(RuntimeError):  # a loop that is closed: nobody waits
+                done.get_loop().call_soon_threadsafe(_end, done, failure)
+
+
+def _end(done: asyncio.Future[None], failure: Exception | None) -> None:
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
+
+
 class SqliteLine:
     """The connection that this process's transactions use, one after the other, and the thread that commits."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._held: sqlite3.Connection | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._thread = DiskThread()
         self._committing: asyncio.Future[None] | None = None
 
     async def begin(self) -> sqlite3.Connection:
@@ -64,7 +109,7 @@ class SqliteLine:
     async def commit(self) -> None:
         """Durable on return. Given up, it goes on, and the next transaction waits for its end."""
         assert self._held is not None
-        self._committing = committing = asyncio.get_running_loop().run_in_executor(self._thread, self._held.commit)
+        self._committing = committing = self._thread.submit(self._held.commit)
         try:
             await asyncio.shield(committing)
         finally:
@@ -78,7 +123,7 @@ class SqliteLine:
 
     async def close(self) -> None:
         """Close the file, once what is being committed is."""
-        self._thread.shutdown(wait=True)
+        self._thread.close()
         held, self._held = self._held, None
         if held is not None:
             held.close()
@@ -118,9 +163,7 @@ class SqliteBooks:
 
     async def write(self, entries: Sequence[Entry], changes: Mapping[Period, Balance]) -> None:
         """Add the entries, open the holds among them, and add the changes to the periods' balances."""
-        run, lines = self._connection.executemany, [entry_line(entry) for entry in entries]
-        for line in lines:
-            line.at, line.held_at = as_instant(line.at), as_instant(line.held_at)
+        run, lines = self._connection.executemany, [entry_line(entry, as_instant) for entry in entries]
         run(_SHIFT, [(*change, *period) for period, change in changes.items()])
         run(_ADD, [msgspec.structs.astuple(line) for line in lines])
         run(_HOLD, [_open_hold(line) for line in lines if line.kind == "hold"])

@@ -114,25 +114,22 @@ class Turn:
     @property
     def cost_nano_usd(self) -> int:
         """What this turn has cost so far, known as soon as usage is."""
-        return sum(attempt.cost_nano_usd for attempt in self.attempts)
+        return sum([attempt.cost_nano_usd for attempt in self.attempts])
 
     async def hold(self, attempt: "Attempt") -> Hold:
         """Set the attempt's worst case aside, durably. A fallback that cannot be held leaves the failure standing."""
-        began = self.now()
+        began = self._desk.clock.monotonic()
+        hold = Hold(self._ask(attempt))
         try:
-            held = await self._hold(attempt)
+            await self._write(hold)
         except PlatformError as refusal:
             if attempt.number > 1:
                 raise self.failure() from refusal
             raise
         finally:
-            self._spend_time("hold", began)
+            attempt.began = self._spend_time("hold", began)
         self.attempts.append(attempt)
-        return held
-
-    def now(self) -> float:
-        """Seconds on the clock that durations are taken from."""
-        return self._desk.clock.monotonic()
+        return hold
 
     def cut(self) -> tuple[str, int, str]:
         """How it ends when it is cancelled: outcome, status and code."""
@@ -149,22 +146,18 @@ class Turn:
         elif isinstance(error, PlatformError):
             self._failure = error
 
-    async def _hold(self, attempt: "Attempt") -> Hold:
-        first, committer = attempt.number == 1, self._desk.committer
-        hold = Hold(ask := self._ask(attempt))
+    async def _write(self, hold: Hold) -> None:
+        ask, committer = hold.ask, self._desk.committer
+        assert ask is not None
         if ask.price is None and not ask.target.unpriced:
             unpriced = ModelUnpriced(f"`{ask.target.name}` has no price in force; an operator has to declare one.")
-            if first:
+            if self._asked == 1:
                 self._over = True
                 await committer.write(committer.submit(record=self._refusal(unpriced)))
             raise unpriced
+        admission = self._admission if self._asked == 1 else None
+        step = committer.submit(self._unsettled, hold=hold, record=admission, refused=self._unheld)
         try:
-            step = committer.submit(
-                self._unsettled,
-                hold=hold,
-                record=self._admission if first else None,
-                refused=self._refusal if first else lambda _: self._ending(None),
-            )
             await committer.write(step)
         except (StoreUnavailable, asyncio.CancelledError) as lost:
             if hold.entry is not None or isinstance(lost, asyncio.CancelledError):
@@ -175,26 +168,34 @@ class Turn:
             self._over = True
             raise
         self._unsettled.clear()
-        return hold
 
     def _ask(self, attempt: "Attempt") -> Ask:
-        target, book = attempt.target, self._desk.book()
+        target, caller, desk = attempt.target, self._caller, self._desk
         asked, bound, choices = self._sizes
+        into = target.context_tokens if bound is None else bound + target.prompt_overhead_tokens
+        out = target.output_tokens_max if asked is None or asked > target.output_tokens_max else asked
+        book = desk.book()
+        price = book.price(target.name, desk.clock.now())
         return Ask(
             key=AttemptKey(self.id, attempt.number),
             target=target,
-            caller=self._caller,
-            price=book.price(target.name, self._desk.clock.now()),
-            budgets=book.budgets(self._caller),
-            input_tokens=target.context_tokens if bound is None else bound + target.prompt_overhead_tokens,
-            output_tokens=target.output_tokens_max if asked is None else min(asked, target.output_tokens_max),
-            output_tokens_min=self._desk.settings.output_tokens_min,
+            caller=caller,
+            price=price,
+            budgets=book.budgets(caller),
+            input_tokens=into,
+            output_tokens=out,
+            output_tokens_min=desk.settings.output_tokens_min,
             choices=choices,
+            nano_usd=0 if price is None else price.worst_case(into, out * choices),
         )
 
-    def _spend_time(self, beat: str, began: float) -> None:
-        spent = (self.now() - began) * 1000
-        self.milliseconds[beat] = round(self.milliseconds[beat] + spent, 3)
+    def _spend_time(self, beat: str, began: float) -> float:
+        now = self._desk.clock.monotonic()
+        self.milliseconds[beat] = round(self.milliseconds[beat] + (now - began) * 1000, 3)
+        return now
+
+    def _unheld(self, refusal: PlatformError) -> AuditRecord:
+        return self._refusal(refusal) if self._asked == 1 else self._ending(None)
 
     def _refusal(self, error: PlatformError) -> AuditRecord:
         body = {**self._admission.body, **self.notes, "status": error.status, "code": error.code}
@@ -202,17 +203,22 @@ class Turn:
 
     def _ending(self, error: BaseException | None) -> AuditRecord:
         outcome, status, code = self._outcome(error)
+        attempts, estimated = [], False
+        for attempt in self.attempts:
+            attempts.append(attempt.summary())
+            estimated = estimated or attempt.is_estimated
         body = {
             "outcome": outcome,
             "status": status,
             "code": code,
-            "attempts": [attempt.summary() for attempt in self.attempts],
+            "attempts": attempts,
             "cost_nano_usd": self.cost_nano_usd,
-            "estimated": any(attempt.is_estimated for attempt in self.attempts),
+            "estimated": estimated,
             "ended_at": self._desk.clock.now().isoformat(),
-            "milliseconds": dict(self.milliseconds),
+            "milliseconds": self.milliseconds.copy(),
+            **self.notes,
         }
-        return msgspec.structs.replace(self._admission, event="turn.ended", body=body | self.notes)
+        return msgspec.structs.replace(self._admission, event="turn.ended", body=body)
 
     def _outcome(self, error: BaseException | None) -> tuple[str, int, str | None]:
         if self.target is not None:
@@ -249,13 +255,11 @@ class Attempt:
         self._closing: Closing | None = None
 
     async def __aenter__(self) -> Self:
-        turn = self._turn
-        self._hold = hold = await turn.hold(self)
+        self._hold = hold = await self._turn.hold(self)
         assert hold.entry is not None
         assert hold.ask is not None
         self.output_tokens_max, self.held_nano_usd = hold.output_tokens, hold.entry.amount_nano_usd
         self.was_lowered = hold.output_tokens < hold.ask.output_tokens
-        self.began = turn.now()
         return self
 
     async def __aexit__(
@@ -300,40 +304,29 @@ class Attempt:
     def summary(self) -> dict[str, Any]:
         """What the trail keeps of this attempt."""
         closing = self._closing
-        ending = {"end": closing.kind, "reason": closing.reason} if closing else {"end": None, "reason": None}
-        return {"target": self.target.name, "cost_nano_usd": self.cost_nano_usd, **ending}
+        end, reason = (closing.kind, closing.reason) if closing else (None, None)
+        return {"target": self.target.name, "cost_nano_usd": self.cost_nano_usd, "end": end, "reason": reason}
 
     def _close(self, error: BaseException | None) -> Closing:
-        assert self._hold is not None
-        assert self._hold.ask is not None
-        close = Closing(self._hold, "post", provider_request_id=self._provider_request_id)
-        if self._usage is not None and (error is None or self._is_final):
-            reason = "unpriced" if self._hold.ask.price is None else None
-            if self._cost.nano_usd > self.held_nano_usd:
+        hold, usage, cost, named = self._hold, self._usage, self._cost, self._provider_request_id
+        assert hold is not None
+        assert hold.ask is not None
+        if usage is not None and (error is None or self._is_final):
+            reason = "unpriced" if hold.ask.price is None else None
+            if cost.nano_usd > self.held_nano_usd:
                 reason = "over_hold"  # The books follow the invoice even where a bound did not hold.
-            return msgspec.structs.replace(
-                close,
-                amount_nano_usd=self._cost.nano_usd,
-                estimated=self._cost.estimated,
-                tokens=self._usage.tokens,
-                cost=self._cost.components,
-                reason=reason,
-            )
+            return Closing(hold, "post", cost.nano_usd, cost.estimated, usage.tokens, cost.components, named, reason)
         why = self._why(error)
-        if self._usage is not None:
+        if usage is not None:
             # It came to this much at least, and may have come to all that was held.
-            return msgspec.structs.replace(
-                close,
-                amount_nano_usd=max(self.held_nano_usd, self._cost.nano_usd),
-                estimated=True,
-                tokens=_greater(self._hold.entry.tokens if self._hold.entry else {}, self._usage.tokens),
-                reason=why,
-            )
+            tokens = _greater(hold.entry.tokens if hold.entry else {}, usage.tokens)
+            most = max(self.held_nano_usd, cost.nano_usd)
+            return Closing(hold, "post", most, estimated=True, tokens=tokens, provider_request_id=named, reason=why)
         if not self._is_sent or _is_unbilled(error):
             reason = why if self._is_sent else "not_sent"
-            return msgspec.structs.replace(close, kind="void", amount_nano_usd=0, reason=reason)
+            return Closing(hold, "void", 0, provider_request_id=named, reason=reason)
         # Nobody said what it came to. What was held is the only figure that cannot be below the invoice.
-        return msgspec.structs.replace(close, estimated=True, reason=why)
+        return Closing(hold, "post", None, estimated=True, provider_request_id=named, reason=why)
 
     def _why(self, error: BaseException | None) -> str:
         if isinstance(error, PlatformError):
@@ -345,7 +338,7 @@ class Attempt:
 
 def _is_plausible(usage: Usage) -> bool:
     counts = usage.tokens.values()
-    return all(count >= 0 for count in counts) and sum(counts) <= _PLAUSIBLE_TOKENS_MAX
+    return min(counts, default=0) >= 0 and sum(counts) <= _PLAUSIBLE_TOKENS_MAX
 
 
 def _is_unbilled(error: BaseException | None) -> bool:

@@ -66,12 +66,17 @@ class Chat:
             trace.turn = turn
             for target in self.router.walk(plan):
                 async with turn.attempt(target) as attempt:
-                    paid, quiet = request.limited(attempt.output_tokens_max), list[Chunk]()
+                    paid, quiet, name = request.limited(attempt.output_tokens_max), list[Chunk](), None
                     async with aclosing(self.upstreams.stream(target, paid, _call(trace, attempt))) as chunks:
                         async for chunk in chunks:
-                            attempt.use(chunk.usage, chunk.provider_request_id, final=chunk.final)
+                            if chunk.usage is not None or chunk.provider_request_id != name:  # few events tell more
+                                name = chunk.provider_request_id
+                                attempt.use(chunk.usage, name, final=chunk.final)
+                            if attempt.is_answered:
+                                yield chunk
+                                continue
                             quiet.append(chunk)
-                            if chunk.content or attempt.is_answered or len(quiet) > _QUIET_CHUNKS_MAX:
+                            if chunk.content or len(quiet) > _QUIET_CHUNKS_MAX:
                                 attempt.answered()
                                 for told in quiet:
                                     yield told

@@ -274,18 +274,10 @@ class Edge:
             async for chunk in chunks:
                 if not x.status:
                     x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
-                if _is_owed(request, chunk):
-                    await x.write(b"data: " + self._told(x, chunk) + b"\n\n")
+                await x.write(_event(chunk, request, x.trace.turn), follows=chunk.more)
         if not x.status:
             x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
         await x.write(b"data: [DONE]\n\n")
-
-    def _told(self, x: Exchange, chunk: Chunk) -> bytes:
-        """The event's JSON; the one that carries usage also says what the turn cost."""
-        if not chunk.usage_only or x.trace.turn is None:
-            return chunk.data
-        cost = msgspec.json.encode({"cost_usd": format_usd(x.trace.turn.cost_nano_usd)})
-        return chunk.data.rstrip()[:-1] + b',"penstock":' + cost + b"}"
 
     def _turn_headers(self, x: Exchange, request: ChatRequest) -> list[tuple[str, str]]:
         turn, permit = x.trace.turn, x.trace.permit
@@ -392,7 +384,7 @@ class Edge:
 def _tokens_used(turn: Turn | None) -> int | None:
     """What counts against limits; None where nobody said, so that the estimate stands and hanging up gains nothing."""
     if turn is not None and turn.usage is not None:
-        return turn.usage.input_tokens + turn.usage.output_tokens
+        return turn.usage.total_tokens
     return None if turn is not None and any(attempt.is_estimated for attempt in turn.attempts) else 0
 
 
@@ -429,9 +421,19 @@ class RefusalMeter:
         return skipped
 
 
-def _is_owed(request: ChatRequest, chunk: Chunk) -> bool:
-    """Usage is asked of every provider, for the books, and told only to callers who asked."""
-    return request.include_usage or not chunk.usage_only
+def _event(chunk: Chunk, request: ChatRequest, turn: Turn | None) -> bytes:
+    """What the caller is told of a chunk.
+
+    Usage is asked of every provider, for the books, and told only to callers who asked, with what the turn cost.
+    """
+    data = chunk.data
+    if chunk.usage_only:
+        if not request.include_usage:
+            return b""
+        assert turn is not None, "what carries usage was said in a turn"
+        cost = msgspec.json.encode({"cost_usd": format_usd(turn.cost_nano_usd)})
+        data = b'%b,"penstock":%b}' % (data.rstrip()[:-1], cost)
+    return b"data: %b\n\n" % data
 
 
 def _turn_line(x: Exchange, status: int, failure: PlatformError | None) -> dict[str, object]:

@@ -9,6 +9,8 @@ from gateway.errors import CallerGone, RequestTimeout, RequestTooLarge
 from gateway.trace import Trace
 from kernel import Caller, PlatformError
 
+_HELD_BYTES_MAX = 16 * 1024
+
 
 class Connection(Protocol):
     """A request as it comes, and the line that its answer goes over.
@@ -76,6 +78,7 @@ class Exchange:
         self.status = 0
         self.task: asyncio.Task[None] | None = None
         self.ended_by: PlatformError | None = None
+        self._held = b""
 
     async def body(self, *, bytes_max: int, seconds: float) -> bytes:
         """The whole body. Raises RequestTooLarge before buffering more than allowed, RequestTimeout when it is slow."""
@@ -111,8 +114,13 @@ class Exchange:
         assert head.count("\n") == len(lines) + 1, "a header's value is one line"
         self.connection.begin(status, head.encode("latin-1", "replace"), length)
 
-    async def write(self, data: bytes) -> None:
-        """Send a part of the body; waits while the caller reads slowly."""
+    async def write(self, data: bytes, *, follows: bool = False) -> None:
+        """Send a part of the body; waits while the caller reads slowly. follows: it may leave with the next part."""
+        if self._held:
+            data, self._held = self._held + data, b""
+        if follows and len(data) < _HELD_BYTES_MAX:
+            self._held = data
+            return
         if self.connection.is_full:
             await self.connection.drained()
         self.connection.write(data, more=True)
@@ -121,7 +129,8 @@ class Exchange:
         """End the answer: only now may the connection carry its next request. It waits as `write` does."""
         if self.connection.is_full:
             await self.connection.drained()
-        self.connection.write(b"", more=False)
+        held, self._held = self._held, b""
+        self.connection.write(held, more=False)
 
     async def reply(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Send a whole JSON answer but for its end, which `finish` sends."""

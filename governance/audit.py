@@ -74,14 +74,15 @@ class AuditTrail(Generic[ConnectionT]):
         head = self._head or await self._store.head(connection, self._writer) or _GENESIS
         # Until the caller says that this is durable, only the store knows: a second append asks it again.
         self._head = None
-        at, links = self._clock.now(), []
+        at, links, sequence, digest = self._clock.now(), [], head.sequence, head.digest
         for record in records:
-            link = self._link(record, head, at)
+            sequence += 1
+            link = self._link(record, sequence, at, digest)
             links.append(link)
-            head = ChainHead(link.sequence, link.digest)
+            digest = link.digest
         if links:
             await self._store.insert(connection, links)
-        return head
+        return ChainHead(sequence, digest)
 
     def advance(self, head: ChainHead) -> None:
         """The transaction is durable: go on from here."""
@@ -91,17 +92,17 @@ class AuditTrail(Generic[ConnectionT]):
         """The transaction's fate is unknown or it failed: read the head from the store before the next link."""
         self._head = None
 
-    def _link(self, record: AuditRecord, head: ChainHead, at: datetime) -> Link:
+    def _link(self, record: AuditRecord, sequence: int, at: datetime, previous: str) -> Link:
         link = Link(
             self._writer,
-            head.sequence + 1,
+            sequence,
             at,
             record.event,
             record.turn_id,
             record.app,
             record.department,
             canonical_json(record.body),
-            head.digest,
+            previous,
         )
         link.digest = digest_of(link)
         return link

@@ -4,9 +4,10 @@ Whole numbers only, so that every implementation comes to the same result. What 
 said in limits.py.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from governance.store import Allowance
 
@@ -40,8 +41,7 @@ class Scope:
         return Scope(self.kind, self.name, self.place, part)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """One call that asks all of its scopes at once for a request, for so many tokens and for a place among open calls.
 
     permit: names the call; a store keeps it as open under this name.
@@ -56,8 +56,7 @@ class Claim:
         return Claim(self.permit, tuple([scope.share(processes) for scope in self.scopes]), self.tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """How full a scope is: buckets in `UNIT`, open calls by number. scope: under the limits that were applied."""
 
     scope: Scope
@@ -65,19 +64,19 @@ class Standing:
     tokens: int
     calls: int
 
-    def lacks(self, tokens: int) -> Iterator[Literal["requests", "tokens", "concurrent"]]:
+    def lacks(self, tokens: int) -> list[Literal["requests", "tokens", "concurrent"]]:
         """What one more call with so many tokens would need and does not find."""
-        limits = self.scope.allowance
+        limits, lacking = self.scope.allowance, list[Literal["requests", "tokens", "concurrent"]]()
         if limits.requests_per_minute and self.requests + UNIT > limits.requests_per_minute * UNIT:
-            yield "requests"
+            lacking.append("requests")
         if limits.tokens_per_minute and self.tokens + tokens * UNIT > limits.tokens_per_minute * UNIT:
-            yield "tokens"
+            lacking.append("tokens")
         if limits.concurrent and self.calls >= limits.concurrent:
-            yield "concurrent"
+            lacking.append("concurrent")
+        return lacking
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """The answer to a claim, with its scopes in their order: after it where it was admitted, else unchanged."""
 
     admitted: bool

@@ -17,7 +17,7 @@ from kernel import Caller, ChatRequest, Clock, DataClass
 _ESCAPE = len(EXPRESSIONS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what was found in nearly all requests, nothing, is put into words once
 class Findings:
     """How much was found by which detector, never what or where; what can be read in two ways counts twice.
 
@@ -28,8 +28,12 @@ class Findings:
     raised_to: DataClass | None = None
     observed: bool = False
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> Mapping[str, object]:
         """JSON values for the trail."""
+        return self._as_json
+
+    @cached_property
+    def _as_json(self) -> Mapping[str, object]:
         raised_to = None if self.raised_to is None else self.raised_to.label
         return {"found": dict(self.counts), "raised_to": raised_to} | ({"observed": True} if self.observed else {})
 

@@ -67,6 +67,7 @@ class Keys:
         self._clock = clock
         self._by_digest: dict[bytes, _Entry] = {}
         self._digests: dict[str, bytes] = {}
+        self._peppered: dict[bytes, bytes] = {}
         self._changes = 0
 
     async def load(self) -> None:
@@ -83,7 +84,7 @@ class Keys:
 
     def identify(self, presented: str) -> Caller:
         """Who holds this key. Touches no store. Raises InvalidKey, which never says why to the caller."""
-        entry = self._by_digest.get(self._digest(presented))
+        entry = self._entry(presented)
         if entry is None:
             raise InvalidKey("unknown")
         key, directory = entry.key, self._directory()
@@ -119,7 +120,7 @@ class Keys:
         """Issue a key, effective in this process at once. Raises InvalidDeclaration."""
         self._check(new)
         secret = _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
-        digest = self._digest(secret)
+        digest = self._digest(_hashed(secret))
         async with self._store.writing() as transaction:
             key = Key(
                 id=new_id("key"),
@@ -153,8 +154,22 @@ class Keys:
         """All keys ever issued, by id, which is the order of their making."""
         return sorted((key for _, key in await self._store.keys()), key=lambda key: key.id)
 
-    def _digest(self, presented: str) -> bytes:
-        return hmac.digest(self._pepper, hashlib.sha256(presented.encode(errors="replace")).digest(), "sha256")
+    def _entry(self, presented: str) -> _Entry | None:
+        # What the pepper makes of a key that was found is kept, since it is most of what finding one costs; of others
+        # it is not, or whoever has no key could fill the memory.
+        hashed = _hashed(presented)
+        if (digest := self._peppered.get(hashed)) is not None:
+            return self._by_digest.get(digest)
+        digest = self._digest(hashed)
+        entry = self._by_digest.get(digest)
+        if entry is not None:
+            if len(self._peppered) > len(self._by_digest):  # some of them are gone
+                self._peppered.clear()
+            self._peppered[hashed] = digest
+        return entry
+
+    def _digest(self, hashed: bytes) -> bytes:
+        return hmac.digest(self._pepper, hashed, "sha256")
 
     def _keep(self, digest: bytes, key: Key) -> None:
         self._changes += 1
@@ -176,6 +191,10 @@ class Keys:
             faults.append("expires_at is in the future and has a time zone")
         if faults:
             raise InvalidDeclaration("\n".join(f"key '{new.name[:128]}': {fault}" for fault in faults))
+
+
+def _hashed(presented: str) -> bytes:
+    return hashlib.sha256(presented.encode(errors="replace")).digest()
 
 
 def _caller(key: Key, directory: Directory) -> Caller | None:

@@ -4,8 +4,10 @@ Who counts is counters.py's: this process, or Redis for all of them. Money has i
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
+
+from msgspec import Struct, field
 
 from governance.counters import UNIT, Claim, Counters, Scope, Standing, Taken
 from governance.directory import Directory
@@ -16,8 +18,7 @@ from kernel import Caller, Clock, new_id
 _KNOWN_MAX = 10_000
 
 
-@dataclass(slots=True)
-class Permit:
+class Permit(Struct):
     """One call let through. Release it when the call ends; once or more often is the same.
 
     observed: what would have refused it, were the app's limits not merely observed; such a call counts nowhere.
@@ -166,20 +167,30 @@ def _reached(limit: str, label: str) -> str:
 
 
 def _headers(standings: Iterable[Standing]) -> dict[str, str]:
-    found: dict[str, str] = {}
     requests, tokens = [], []
     for each in standings:
-        if (limit := each.scope.allowance.requests_per_minute) is not None:
-            requests.append((max(0, limit - -(-each.requests // UNIT)), limit, -(-each.requests // limit)))
-        if (limit := each.scope.allowance.tokens_per_minute) is not None:
-            tokens.append((max(0, limit - -(-each.tokens // UNIT)), limit, -(-each.tokens // limit)))
-    for what, buckets in (("requests", requests), ("tokens", tokens)):
-        if buckets:
-            remaining, limit, reset = min(buckets)
-            found[f"x-ratelimit-limit-{what}"] = str(limit)
-            found[f"x-ratelimit-remaining-{what}"] = str(remaining)
-            found[f"x-ratelimit-reset-{what}"] = duration(reset)
+        allowance = each.scope.allowance
+        if (limit := allowance.requests_per_minute) is not None:
+            requests.append(_left(each.requests, limit))
+        if (limit := allowance.tokens_per_minute) is not None:
+            tokens.append(_left(each.tokens, limit))
+    found: dict[str, str] = {}
+    if requests:
+        remaining, limit, reset = min(requests)
+        found["x-ratelimit-limit-requests"] = str(limit)
+        found["x-ratelimit-remaining-requests"] = str(remaining)
+        found["x-ratelimit-reset-requests"] = duration(reset)
+    if tokens:
+        remaining, limit, reset = min(tokens)
+        found["x-ratelimit-limit-tokens"] = str(limit)
+        found["x-ratelimit-remaining-tokens"] = str(remaining)
+        found["x-ratelimit-reset-tokens"] = duration(reset)
     return found
+
+
+def _left(level: int, limit: int) -> tuple[int, int, int]:
+    """Of a bucket: how much is left, the limit, and milliseconds until all of it is."""
+    return max(0, limit - -(-level // UNIT)), limit, -(-level // limit)
 
 
 def duration(milliseconds: int) -> str:

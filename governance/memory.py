@@ -1,7 +1,7 @@
 """The counters of one process. They are forgotten when it ends; nothing here knows of other processes."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import islice
 
 from governance.counters import UNIT, Claim, Scope, Standing, Taken
 from governance.store import Allowance
@@ -27,12 +27,19 @@ class _Counter:
 
     def drain(self, now: int) -> None:
         # A clock that ran backwards drains nothing and is followed all the same.
-        passed, self.at = max(0, now - self.at), now
-        own = self.allowance
-        self.requests = _drained(self.requests, own.requests_per_minute, passed)
-        self.tokens = _drained(self.tokens, own.tokens_per_minute, passed)
-        self.requests_part = _drained(self.requests_part, own.requests_per_minute, passed)
-        self.tokens_part = _drained(self.tokens_part, own.tokens_per_minute, passed)
+        passed, self.at = now - self.at, now
+        if passed <= 0:
+            return
+        if limit := self.allowance.requests_per_minute:
+            self.requests = max(0, self.requests - passed * limit)
+            self.requests_part = max(0, self.requests_part - passed * limit)
+        else:
+            self.requests = self.requests_part = 0
+        if limit := self.allowance.tokens_per_minute:
+            self.tokens = max(0, self.tokens - passed * limit)
+            self.tokens_part = max(0, self.tokens_part - passed * limit)
+        else:
+            self.tokens = self.tokens_part = 0
 
     def add(self, permit: str, tokens: int) -> None:
         if self.allowance.requests_per_minute:
@@ -61,7 +68,7 @@ class MemoryCounters:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._counters: dict[tuple[str, str], _Counter] = {}
+        self._counters: OrderedDict[tuple[str, str], _Counter] = OrderedDict()  # last touched, last in order
 
     async def take(self, claim: Claim) -> Taken:
         """Count the claim in all of its scopes, or in none."""
@@ -71,8 +78,9 @@ class MemoryCounters:
         """`take`, for those who cannot wait."""
         counters = self._current(claim)
         standings = _standings(counters, claim)
-        if any(next(standing.lacks(claim.tokens), None) for standing in standings):
-            return Taken(admitted=False, standings=standings)
+        for standing in standings:
+            if standing.lacks(claim.tokens):
+                return Taken(admitted=False, standings=standings)
         for counter in counters:
             counter.add(claim.permit, claim.tokens)
         return Taken(admitted=True, standings=_standings(counters, claim))
@@ -104,12 +112,16 @@ class MemoryCounters:
     def _current(self, claim: Claim, *, adopt: bool = True) -> list[_Counter]:
         """The counters of the claim's scopes, drained until now; adopt: they go on under the claim's limits."""
         now = int(self._clock.monotonic() * 1000)
-        self._drop_idle(now)
+        if adopt:
+            self._drop_idle(now)
         counters = []
         for scope in claim.scopes:
             key = (scope.kind, scope.name)
-            counter = self._counters.pop(key, None) or _Counter(now, scope.allowance)
-            self._counters[key] = counter  # Last touched, last in the order that `_drop_idle` walks.
+            counter = self._counters.get(key)
+            if counter is None:
+                counter = self._counters[key] = _Counter(now, scope.allowance)
+            else:
+                self._counters.move_to_end(key)
             if adopt:
                 counter.allowance = scope.allowance
             counter.drain(now)
@@ -117,19 +129,16 @@ class MemoryCounters:
         return counters
 
     def _drop_idle(self, now: int) -> None:
-        # Two per call, from the longest untouched on: memory is bounded and no call pays for a sweep.
-        for key, counter in list(islice(self._counters.items(), 2)):
-            if now - counter.at < _IDLE_MILLISECONDS:
+        # Two per claim, from the longest untouched on: memory is bounded and no call pays for a sweep.
+        for _ in range(2):
+            key = next(iter(self._counters), None)
+            if key is None or now - (counter := self._counters[key]).at < _IDLE_MILLISECONDS:
                 return
             counter.drain(now)
-            del self._counters[key]
-            if not counter.idle:
-                self._counters[key] = counter
+            self._counters.move_to_end(key)
+            if counter.idle:
+                del self._counters[key]
 
 
 def _standings(counters: list[_Counter], claim: Claim) -> tuple[Standing, ...]:
     return tuple([counter.standing(scope) for counter, scope in zip(counters, claim.scopes, strict=True)])
-
-
-def _drained(level: int, limit: int | None, passed: int) -> int:
-    return max(0, level - passed * limit) if level and limit else 0

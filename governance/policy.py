@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 
 from governance import wire
@@ -114,20 +115,24 @@ class Ruling:
     failed: tuple[Condition, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: a verdict serves many turns, and keeps what follows from its rulings
 class Verdict:
     """The rulings on every target this caller may know of. observed: nothing was filtered, whatever they say."""
 
     rulings: tuple[Ruling, ...]
     observed: bool = False
 
-    @property
+    @cached_property
     def allows_all(self) -> bool:
         """Whether no ruling denies."""
         return all(ruling.allowed for ruling in self.rulings)
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> Mapping[str, object]:
         """JSON values for the trail and for headers."""
+        return self._as_json
+
+    @cached_property
+    def _as_json(self) -> Mapping[str, object]:
         return {
             "observed": self.observed,
             "targets": [
@@ -155,9 +160,7 @@ class _Memory:
 
 def _question(caller: Caller, plan: Plan) -> tuple[object, ...]:
     """Everything about a caller and a plan that a verdict depends on."""
-    names = tuple([target.name for target in plan.targets])
-    hidden = tuple([target.hidden for target in plan.targets])
-    return (caller.department, caller.app, caller.use_case, caller.data_class, names, hidden)
+    return (caller.department, caller.app, caller.use_case, caller.data_class, plan.targets)
 
 
 class Policy:

@@ -36,14 +36,15 @@ class Scanner:
 
     def candidates(self, text: bytes) -> list[Candidate]:
         """The first matches, in the order of their ends; where there are CANDIDATES_MAX there may be more."""
+        if not self._hints.scan(text, _stop):
+            return []
         found: list[Candidate] = []
 
         def take(expression: int, start: int, end: int, _flags: int, _context: object) -> bool:
             found.append(Candidate(expression, start, end))
             return len(found) >= CANDIDATES_MAX
 
-        if self._hints.scan(text, _stop):
-            self._every.scan(text, take)
+        self._every.scan(text, take)
         return found
 
     def expressions_after(self, text: bytes, offset: int) -> list[int]:

@@ -47,6 +47,11 @@ class Usage(Struct, frozen=True):
         """All tokens that came out, reasoning included."""
         return sum(count for part, count in self.tokens.items() if part.is_output)
 
+    @property
+    def total_tokens(self) -> int:
+        """All tokens."""
+        return sum(self.tokens.values())
+
 
 class Hints(Struct, frozen=True):
     """What the caller said about its request, beside the request itself."""
@@ -94,13 +99,13 @@ class ChatReply(Struct, frozen=True):
     provider_request_id: str | None = None
 
 
-class Chunk(Struct, frozen=True):
+class Chunk(Struct, frozen=True, gc=False):
     """One server-sent event of a streamed answer.
 
     data: the JSON of the event. usage: set where this event carries it. content: whether the caller is
     given something by it, after which no other target may answer. usage_only: an event that exists only to
     carry usage, kept from callers who did not ask for it. final: its usage is the last word, since everything that
-    it counts has come; any other usage is a running count.
+    it counts has come; any other usage is a running count. more: another event came with this one and follows at once.
     """
 
     data: bytes
@@ -109,9 +114,10 @@ class Chunk(Struct, frozen=True):
     usage_only: bool = False
     provider_request_id: str | None = None
     final: bool = False
+    more: bool = False
 
 
-class Target(Struct, frozen=True):
+class Target(Struct, frozen=True, cache_hash=True):
     """A model on a provider, as the plan names it.
 
     name: the name callers, policies, prices and books use. context_tokens bounds prompt and answer together.

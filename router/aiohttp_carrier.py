@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
+from router.carrier import Head
 from router.dispatch import UpstreamSettings
 from router.journey import Journey
 from router.tls import Contexts
@@ -65,16 +66,16 @@ class AiohttpCarrier:
         self._opened: aiohttp.ClientSession | None = None
         self._draining: set[asyncio.Task[None]] = set()
 
-    async def post(self, journey: Journey, url: str, headers: Mapping[str, str], body: bytes) -> AiohttpAnswer:
+    async def post(self, journey: Journey, head: Head, own: Mapping[str, str], body: bytes) -> AiohttpAnswer:
         """Send once and wait for the head of the answer."""
         provider = journey.dispatch.provider
         with _failures_told(journey):
             async with journey.in_time():
-                tls = await self._contexts.of(journey.terms) if url.startswith("https:") else True
+                tls = True if head.origin.terms is None else await self._contexts.of(head.origin.terms)
                 response = await self._session().post(
-                    url,
+                    head.url,
                     data=body if len(body) <= _WRITTEN_AT_ONCE_BYTES_MAX else BytesIO(body),
-                    headers=headers,
+                    headers={**head.headers, **own},
                     allow_redirects=False,
                     ssl=tls,
                     proxy=provider.proxy,

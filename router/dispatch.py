@@ -1,8 +1,10 @@
 """What an upstream is given and how it is bounded. The door is upstreams.py; nothing here sends anything."""
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from kernel import ChatReply, ChatRequest, Chunk, Target
 from router.catalogue import Provider
@@ -25,8 +27,7 @@ class UpstreamSettings:
     keepalive_seconds: float = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamCall:
+class UpstreamCall(Struct, frozen=True):
     """One attempt, as its turn knows it.
 
     reference: `turn/attempt`, told to the provider. sent: called once, when the first byte of the request leaves
@@ -37,19 +38,22 @@ class UpstreamCall:
     sent: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(Struct, frozen=True):
     """One request on its way to one target, with everything that is needed to get there.
 
     client_certificate: PEM of a chain and its key, to show to the provider.
     """
 
     provider: Provider
-    credential: str | None = field(repr=False)
+    credential: str | None
     target: Target
     request: ChatRequest
     call: UpstreamCall
-    client_certificate: str | None = field(default=None, repr=False)
+    client_certificate: str | None = None
+
+    def __repr__(self) -> str:
+        """Without what is secret."""
+        return f"Dispatch({self.provider.name!r}, {self.target.name!r}, {self.call.reference!r})"
 
 
 class Upstream(Protocol):

@@ -5,10 +5,11 @@ Each process has its own opinion, since one process's broken network must not cl
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from msgspec import Struct, structs
 
 from kernel import Clock, Target
 from router.catalogue import Catalogue
@@ -35,6 +36,8 @@ class Circuit:
     place: who has the only one for a probe: nobody, a turn that was offered it, or the call.
     """
 
+    __slots__ = ("faults", "openings", "outstanding", "place", "rests_until")
+
     def __init__(self) -> None:
         self.outstanding = 0
         self.faults = 0
@@ -42,11 +45,11 @@ class Circuit:
         self.rests_until: float | None = None
         self.place: Offer | Call | None = None
 
-    def state(self, now: float) -> float:
+    def state(self, clock: Clock) -> float:
         """1 closed, 0.5 half-open, 0 open."""
         if self.rests_until is None:
             return 1.0
-        return 0.5 if now >= self.rests_until else 0.0
+        return 0.5 if clock.monotonic() >= self.rests_until else 0.0
 
     def open(self, until: float) -> None:
         """Let the target rest; never shorter than it already does."""
@@ -57,8 +60,7 @@ class Circuit:
         self.rests_until, self.place, self.faults = None, None, faults
 
 
-@dataclass(eq=False, slots=True)
-class Offer:
+class Offer(Struct, eq=False):
     """What one turn may try until it withdraws, and whether it began to.
 
     target: a copy of its own, by which the call of this turn is known from those of others.
@@ -73,24 +75,26 @@ class Call:
     """One call to a target, from before it is sent until it ended, however that is. Leaving never suspends.
 
     Entering it raises TargetsResting where the circuit opened since the target was offered, so that no call but the
-    probe ever reaches a target that rests.
+    probe ever reaches a target that rests. probes: everybody else waits for what becomes of it.
     """
+
+    __slots__ = ("_circuit", "_health", "_offer", "_target", "probes")
 
     def __init__(self, health: "Health", circuit: Circuit, target: str, *, offer: Offer | None = None) -> None:
         self._health = health
         self._circuit = circuit
         self._target = target
         self._offer = offer
-        self._probes = False
+        self.probes = False
 
     def __enter__(self) -> Self:
         """Begin, as the probe if the circuit is half-open."""
         circuit = self._circuit
-        state = circuit.state(self._health.now())
+        state = circuit.state(self._health.clock)
         if state == 0 or (state < 1 and isinstance(circuit.place, Call)):
             raise TargetsResting(f"The target `{self._target}` failed too often and rests.", retry_after_seconds=1)
         if state < 1:
-            circuit.place, self._probes = self, True
+            circuit.place, self.probes = self, True
         if self._offer is not None:
             self._offer.began = True
         circuit.outstanding += 1
@@ -98,8 +102,8 @@ class Call:
 
     def answers(self) -> None:
         """Content came. A probe lets the others in now and not after a long stream; its next fault opens again."""
-        if self._probes:
-            self._probes = False
+        if self.probes:
+            self.probes = False
             self._circuit.close(faults=_FAULTS_MAX - 1)
 
     def __exit__(
@@ -109,12 +113,12 @@ class Call:
         circuit = self._circuit
         circuit.outstanding -= 1
         if kind is None or isinstance(error, UpstreamRefused):
-            if self._probes or circuit.rests_until is None:
+            if self.probes or circuit.rests_until is None:
                 circuit.close()
                 circuit.openings = 0
         elif isinstance(error, UpstreamError) and error.blames:
-            self._health.blame(circuit, error, probed=self._probes)
-        elif self._probes:
+            self._health.blame(circuit, error, probed=self.probes)
+        elif self.probes:
             circuit.place = None
 
 
@@ -124,26 +128,24 @@ class Health:
     def __init__(self, catalogue: Callable[[], Catalogue], *, dice: random.Random, clock: Clock) -> None:
         self._catalogue = catalogue
         self._dice = dice
-        self._clock = clock
+        self.clock = clock
         self._known: Catalogue | None = None
         self._circuits: Mapping[str, Circuit] = {}
         self._offers: dict[int, Offer] = {}  # by the identity of their targets, which they keep alive
 
-    def now(self) -> float:
-        """Seconds on the clock that rests are measured with."""
-        return self._clock.monotonic()
-
     def call(self, target: Target) -> Call:
         """A call to be entered when it begins and left when it ends."""
-        return Call(self, self._circuit(target.name), target.name, offer=self._offers.get(id(target)))
+        offer = self._offers.get(id(target))
+        circuit = self._circuit(target.name) if offer is None else offer.circuit
+        return Call(self, circuit, target.name, offer=offer)
 
     def offer(self, target: Target) -> Offer | None:
         """What a turn may try now, if it may. A half-open target is offered to one turn until that withdraws."""
         circuit = self._circuit(target.name)
-        state = circuit.state(self.now())
+        state = circuit.state(self.clock)
         if state == 0 or (state < 1 and circuit.place is not None):
             return None
-        offer = Offer(copy(target), circuit)
+        offer = Offer(structs.replace(target), circuit)
         self._offers[id(offer.target)] = offer
         if state < 1:
             circuit.place = offer
@@ -162,13 +164,12 @@ class Health:
     def rest_seconds(self, target: Target) -> float:
         """How long until the target may be tried again; a second where a probe is out."""
         until = self._circuit(target.name).rests_until
-        return max(0.0, until - self.now()) or _PROBE_SECONDS if until is not None else 0.0
+        return max(0.0, until - self.clock.monotonic()) or _PROBE_SECONDS if until is not None else 0.0
 
     def readings(self) -> Iterator[Reading]:
         """Every target of the catalogue."""
-        now = self.now()
         for name, circuit in self._current().items():
-            yield Reading(name, circuit.state(now), circuit.outstanding)
+            yield Reading(name, circuit.state(self.clock), circuit.outstanding)
 
     def blame(self, circuit: Circuit, error: UpstreamError, *, probed: bool) -> None:
         """Count a fault. Calls that were under way when the circuit opened neither prolong nor shorten its rest,
@@ -186,7 +187,7 @@ class Health:
         else:
             return
         circuit.openings += 1 if is_first else 0
-        circuit.open(self.now() + rest_seconds)
+        circuit.open(self.clock.monotonic() + rest_seconds)
 
     def _circuit(self, name: str) -> Circuit:
         # A target that was withdrawn while a turn had it gets a circuit that nobody else will see.

@@ -9,37 +9,26 @@ import asyncio
 import math
 import select
 from collections.abc import Mapping
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import httptools
 
+from router.carrier import Head, Origin, lines
 from router.dispatch import UpstreamSettings
 from router.errors import UpstreamError
 from router.journey import Journey
-from router.tls import Contexts, Terms
+from router.tls import Contexts
 
 _OVERHEAD_BYTES_MAX = 64 * 1024  # of a head, of trailers, of anything in a row that is not body
 _BUFFERED_BYTES_MAX = 256 * 1024  # of an answer that nobody reads; then the socket fills up, and the provider waits
 _PIECE_BYTES = 256 * 1024  # of a request is written at once, so that others get their turn
-_PLACES_MAX = 1024
 _BODILESS = frozenset({204, 304})
 _FINAL, _REFUSING = 200, 300  # the first statuses that are no interim ones, and that need no rest of the request
-
-
-class Origin(NamedTuple):
-    """Where connections go and what they rest on, and so which requests may share one. terms: None without TLS."""
-
-    host: str
-    port: int
-    terms: Terms | None
 
 
 class Http1Answer:
     """One answer, filled by its connection. `carrier.Answer` says what it promises."""
 
-    __slots__ = ("_blocks", "_connection", "_due", "_error", "_journey", "_timer", "_unread", "_waiter", "complete",
-                 "headers", "status")  # fmt: skip
+    __slots__ = ("_blocks", "_connection", "_error", "_journey", "_unread", "_waiter", "complete", "headers", "status")
 
     def __init__(self, connection: "_Connection", journey: Journey) -> None:
         self.status = 0
@@ -51,8 +40,6 @@ class Http1Answer:
         self._unread = 0
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._due = journey.deadline
-        self._timer = connection.loop.call_at(self._due, self._look_at_the_clock)
 
     async def head(self, rest: memoryview) -> None:
         """Write what is left of the request as the socket takes it, then wait for the status and the headers."""
@@ -73,7 +60,7 @@ class Http1Answer:
             if self.complete:
                 return b""
             await self._news()
-        block = b"".join(self._blocks)
+        block = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
         self._blocks.clear()
         if self._unread > _BUFFERED_BYTES_MAX:
             self._connection.resume(self)
@@ -82,12 +69,10 @@ class Http1Answer:
 
     def close(self) -> None:
         """Hang up, unless all has come."""
-        self._timer.cancel()
         self._connection.leave(self)
 
     def keep(self) -> None:
         """Let what is left of the body come, for a moment."""
-        self._timer.cancel()
         self._connection.drain(self)
 
     # What the connection says
@@ -98,46 +83,42 @@ class Http1Answer:
         self._unread += len(data)
         if self._unread > _BUFFERED_BYTES_MAX:
             self._connection.pause()
-        self.wake()
+        if self._waiter is not None:
+            self.wake()
 
     def finish(self) -> None:
         """All has come."""
         self.complete = True
-        self._timer.cancel()
         self.wake()
 
     def fail(self, cause: BaseException | None = None) -> None:
         """Nothing more will come."""
         self._error = self._journey.broken(cause)
-        self._timer.cancel()
         self.wake()
 
     def wake(self) -> None:
         """There is news for whoever waits."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _news(self) -> asyncio.Future[None]:
         """What to wait for until the connection says something more."""
         if self._error is not None:
             raise self._error
-        if self._journey.deadline < self._due:
-            self._ring_at(self._journey.deadline)
+        if self._journey.deadline < self._connection.rings_at:
+            self._connection.ring_at(self._journey.deadline)
         self._waiter = self._connection.loop.create_future()
         return self._waiter
 
-    def _ring_at(self, due: float) -> None:
-        self._timer.cancel()
-        self._due = due
-        self._timer = self._connection.loop.call_at(due, self._look_at_the_clock)
-
-    def _look_at_the_clock(self) -> None:
-        # One timer for the whole answer: what is due moves on with every event, and this follows. Where nobody waits,
-        # as while a caller is slow to take an event, only the end of everything is due.
+    def look_at_the_clock(self) -> None:
+        """End what is late; for anything else, see to it that this is called again."""
+        # What is due moves on with every event, and the timer follows. Where nobody waits, as while a caller is slow to
+        # take an event, only the end of everything is due.
         is_awaited = self._waiter is not None and not self._waiter.done()
         due = self._journey.deadline if is_awaited else self._journey.ends_at
         if self._connection.loop.time() < due:
-            self._ring_at(due)
+            self._connection.ring_at(due)
             return
         self._error = self._journey.late(None if is_awaited else "total")
         self._blocks.clear()
@@ -148,7 +129,9 @@ class Http1Answer:
 class _Connection(asyncio.Protocol):
     """One connection: idle in its pool, carrying one request, or read to the end of an answer that nobody wants.
 
-    is_full: the socket takes no more for now. owes: a part of the request has yet to be written.
+    is_full: the socket takes no more for now. owes: a part of the request has yet to be written. rings_at: when its
+    answer will look at the clock. One timer serves all answers: making and stopping one for each costs more than
+    looking once too often.
     """
 
     def __init__(self, pool: "Http1", origin: Origin) -> None:
@@ -156,6 +139,8 @@ class _Connection(asyncio.Protocol):
         self.origin = origin
         self.idle_since = 0.0
         self.is_full = self.owes = False
+        self.rings_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Http1Answer | None = None
@@ -180,6 +165,13 @@ class _Connection(asyncio.Protocol):
         journey.depart()
         self._transport.write(first)
         return answer
+
+    def ring_at(self, due: float) -> None:
+        """Let the answer that is there then look at the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.rings_at = due
+        self._timer = self.loop.call_at(due, self._ring)
 
     def write(self, piece: memoryview) -> None:
         """Send more of the request."""
@@ -213,6 +205,11 @@ class _Connection(asyncio.Protocol):
         if answer is not None:
             answer.fail(cause)
         self._transport.abort()
+
+    def _ring(self) -> None:
+        self._timer, self.rings_at = None, math.inf
+        if self._answer is not None:
+            self._answer.look_at_the_clock()
 
     # asyncio's callbacks
 
@@ -251,6 +248,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
+        if self._timer is not None:
+            self._timer.cancel()
         if exc is None and self._ends_by_closing:
             self._finish(is_reusable=False)
         else:
@@ -314,19 +313,16 @@ class Http1:
         self.settings = settings
         self._all: set[_Connection] = set()
         self._idle: dict[Origin, dict[_Connection, None]] = {}  # the one that was used last comes last
-        self._places: dict[tuple[str, str | None, str | None], tuple[Origin, bytes]] = {}
         self._contexts = Contexts()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def post(self, journey: Journey, url: str, headers: Mapping[str, str], body: bytes) -> Http1Answer:
+    async def post(self, journey: Journey, head: Head, own: Mapping[str, str], body: bytes) -> Http1Answer:
         """Send once and wait for the head of the answer."""
-        origin, line = self._place(journey, url)
-        connection = self._idle_one(origin) or await self._connect(journey, origin)
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        head = b"%s%sContent-Length: %d\r\n\r\n" % (line, lines.encode("latin-1"), len(body))
-        rest = memoryview(body)[_PIECE_BYTES:]
-        answer = connection.send(journey, head + body[:_PIECE_BYTES], owes=bool(rest))
+        connection = self._idle_one(head.origin) or await self._connect(journey, head.origin)
+        size, rest = len(body), memoryview(body)[_PIECE_BYTES:]
+        first = b"%b%bContent-Length: %d\r\n\r\n%b" % (head.lines, lines(own), size, body[:_PIECE_BYTES])
+        answer = connection.send(journey, first, owes=bool(rest))
         try:
             await answer.head(rest)
         except BaseException:
@@ -387,22 +383,6 @@ class Http1:
         if not connection.is_open:  # it was accepted and closed, or spoke first
             raise journey.broken()
         return connection
-
-    def _place(self, journey: Journey, url: str) -> tuple[Origin, bytes]:
-        """Where a URL leads under its provider's terms, and how a request for it begins."""
-        dispatch = journey.dispatch
-        key = (url, dispatch.provider.ca_certificates, dispatch.client_certificate)
-        place = self._places.get(key)
-        if place is None:
-            parts = urlsplit(url)
-            terms = journey.terms if parts.scheme == "https" else None
-            origin = Origin(parts.hostname or "", parts.port or (80 if terms is None else 443), terms)
-            path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-            line = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n".encode("latin-1")
-            if len(self._places) >= _PLACES_MAX:
-                self._places.clear()
-            place = self._places[key] = (origin, line)
-        return place
 
     def _close_old_ones(self) -> None:
         loop = asyncio.get_running_loop()

@@ -17,8 +17,8 @@ _METHOD, _DEFLATE = 0x0F, 8
 
 def inflated(answer: Answer) -> Answer:
     """The answer without its content encoding. Raises UpstreamBroken for one that nobody could ask us to know."""
-    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-    if encoding == "identity":
+    encoding = answer.headers.get("content-encoding")
+    if encoding is None or (encoding := encoding.strip().lower()) == "identity":
         return answer
     if encoding not in {"gzip", "x-gzip", "deflate"}:
         raise UpstreamBroken("The provider sent an answer in an encoding that was not asked for.")

@@ -6,7 +6,7 @@ import asyncio
 
 from router.dispatch import Dispatch
 from router.errors import UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from router.tls import Terms, is_refusal
+from router.tls import is_refusal
 
 
 class Journey:
@@ -26,11 +26,6 @@ class Journey:
         self._event_seconds = provider.event_seconds
         self.ends_at = now + provider.total_seconds
         self.deadline, self._phase = min(now + provider.answer_seconds, self.ends_at), "answer"
-
-    @property
-    def terms(self) -> Terms:
-        """What TLS rests on where this leads."""
-        return Terms(self.dispatch.provider.ca_certificates, self.dispatch.client_certificate)
 
     @property
     def is_over(self) -> bool:

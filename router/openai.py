@@ -21,20 +21,20 @@ _BUSY = 429
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-class _Choice(Struct):
+class _Choice(Struct, gc=False):
     index: int = 0
     delta: dict[str, Raw] | None = None
     finish_reason: str | None = None
 
 
-class _Event(Struct):
+class _Event(Struct, gc=False):
     id: object = None
     choices: list[_Choice] | None = None
     usage: object = None
     error: object = None
 
 
-class _Reply(Struct):
+class _Reply(Struct, gc=False):
     id: object = None
     usage: object = None
     error: object = None
@@ -132,23 +132,23 @@ class AnswerReader:
         if not self.whole:
             raise UpstreamBroken("The provider ended the stream before [DONE].")
 
-    def read(self, data: bytes) -> Chunk:
-        """The event as a chunk. Raises UpstreamBroken."""
+    def read(self, data: bytes, *, more: bool = False) -> Chunk:
+        """The event as a chunk. more: as the chunk says it. Raises UpstreamBroken."""
         try:
             event = _EVENT.decode(data)
         except UNREADABLE as error:
             raise UpstreamBroken("The provider sent an event that is not a chunk of an answer.") from error
         if event.error:
             raise UpstreamBroken("The provider reported an error inside a stream.")
-        choices = event.choices or []
-        content = False
-        for choice in choices:
+        content = final = False
+        for choice in event.choices or ():
             content = self._follow(choice) or content
         usage = None if event.usage is None else read_usage(event.usage)
-        # Usage that comes earlier is a running count, even where no more choices are in its event; and providers
-        # that answer one choice after the other have finished all that began before the last has begun.
-        final = usage is not None and self.finished and len(self._finished) >= self._choices
-        self._told_all = self._told_all or final
+        if usage is not None:
+            # Usage that comes earlier is a running count, even where no more choices are in its event; and providers
+            # that answer one choice after the other have finished all that began before the last has begun.
+            final = self.finished and len(self._finished) >= self._choices
+            self._told_all = self._told_all or final
         if self._provider_request_id is None:
             self._provider_request_id = bounded_id(event.id)
         return Chunk(
@@ -156,9 +156,10 @@ class AnswerReader:
             data.replace(b"\n", b" ") if b"\n" in data else data,
             usage,
             content,
-            usage_only=not choices and event.usage is not None,
+            usage_only=not event.choices and event.usage is not None,
             provider_request_id=self._provider_request_id,
             final=final,
+            more=more,
         )
 
     def _follow(self, choice: _Choice) -> bool:

@@ -29,14 +29,27 @@ class Router:
         self._cost_of = cost_of
         self._dice = dice
         self._budget = RetryBudget()
+        self._known: Catalogue | None = None
+        self._settled: dict[str, Plan] = {}
 
     def plan(self, request: ChatRequest) -> Plan:
         """The targets behind the name that the request bears, first choice first, and why. Raises ModelNotFound.
 
         Draining targets come last, for policy to judge and for nobody to try.
         """
-        catalogue, why = self._catalogue(), list[str]()
-        found = catalogue.find(request.model)
+        catalogue = self._catalogue()
+        if catalogue is not self._known:
+            self._known, self._settled = catalogue, {}
+        plan = self._settled.get(request.model)
+        if plan is None:
+            found = catalogue.find(request.model)
+            plan = self._plan(catalogue, found, request)
+            if isinstance(found, Target) or found.is_settled:
+                self._settled[request.model] = plan
+        return plan
+
+    def _plan(self, catalogue: Catalogue, found: Target | Alias, request: ChatRequest) -> Plan:
+        why = list[str]()
         while isinstance(found, Alias):
             rule, told = found.match(request)
             why += [told] if told else []

@@ -59,6 +59,11 @@ class Alias:
     choose: Literal["order", "weight", "least_outstanding", "cheapest"]
     rules: tuple[Rule, ...]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it leads every request the same way."""
+        return self.choose == "order" and not self.rules
+
     def match(self, request: ChatRequest) -> tuple[Rule | None, str]:
         """The first rule that the request matches, or None for the alias's own targets, and why."""
         for number, rule in enumerate(self.rules, start=1):

@@ -8,19 +8,21 @@ from collections.abc import Iterable, Iterator
 from router.errors import UpstreamOverlong
 
 _BOM = b"\xef\xbb\xbf"
-_FIELD = b"data: "
-_EMPTY_EVENT_BYTES = len(b"data: \n\n")
+_FIELD, _END = b"data: ", b"\n\n"
+_BETWEEN = _END + _FIELD
 
 
 class EventParser:
     """The data of each event, in order; the same whatever the split, in time linear in the bytes.
 
     An event is given out when its blank line is complete, so a last one without it is never given out. An event
-    without data is passed over. event_bytes_max bounds what is kept between events.
+    without data is passed over. event_bytes_max bounds what is kept between events. together: of how many events the
+    last block consisted, where that was seen at once.
     """
 
     def __init__(self, event_bytes_max: int) -> None:
         self._event_bytes_max = event_bytes_max
+        self.together = 0
         self._rest = bytearray()  # the line that is not complete yet
         self._data: list[bytes] = []
         self._data_bytes = 0
@@ -29,12 +31,14 @@ class EventParser:
 
     def feed(self, block: bytes) -> Iterable[bytes]:
         """The events that `block` completes; exhaust it before feeding more. Raises UpstreamOverlong past the cap."""
-        # Nearly every block is one whole event of one line, and needs no more than to be seen as such.
-        is_one = block[:6] == _FIELD and block.find(b"\n") == len(block) - 2 and block[-1:] == b"\n"
-        if is_one and b"\r" not in block and not (self._rest or self._data or self._after_cr):
-            self._bound(len(block) - 2)
-            self._at_start = False
-            return (block[6:-2],) if len(block) > _EMPTY_EVENT_BYTES else ()
+        # Nearly every block is some whole events of one line each, and needs no more than to be seen as such.
+        is_whole = block[:6] == _FIELD and block[-2:] == _END and len(block) <= self._event_bytes_max
+        if is_whole and b"\r" not in block and not (self._rest or self._data or self._after_cr):
+            events = block[6:-2].split(_BETWEEN)
+            if block.count(b"\n") == 2 * len(events) and b"" not in events:
+                self._at_start, self.together = False, len(events)
+                return events
+        self.together = 0
         return self._events(block)
 
     def _events(self, block: bytes) -> Iterator[bytes]:

@@ -50,7 +50,8 @@ class Upstreams:
         """The target's whole answer. Raises UpstreamError; cancelling it hangs up."""
         with self._health.call(target):
             dispatch = self._dispatch(target, request, call)
-            return await (await self._upstream(dispatch.provider)).complete(dispatch)
+            upstream = self._direct(dispatch.provider) or await self._beyond_proxies()
+            return await upstream.complete(dispatch)
 
     async def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
         """The target's answer by events, to be iterated within `aclosing`: closing it hangs up.
@@ -59,10 +60,10 @@ class Upstreams:
         """
         with self._health.call(target) as called:
             dispatch = self._dispatch(target, request, call)
-            upstream = await self._upstream(dispatch.provider)
+            upstream = self._direct(dispatch.provider) or await self._beyond_proxies()
             async with aclosing(upstream.stream(dispatch)) as chunks:
                 async for chunk in chunks:
-                    if chunk.content:
+                    if called.probes and chunk.content:
                         called.answers()
                     yield chunk
 
@@ -71,9 +72,10 @@ class Upstreams:
         for upstream in (*self._upstreams.values(), *filter(None, [self._proxied])):
             await upstream.close()
 
-    async def _upstream(self, provider: Provider) -> Upstream:
-        if provider.proxy is None:
-            return self._upstreams[provider.dialect]
+    def _direct(self, provider: Provider) -> Upstream | None:
+        return self._upstreams[provider.dialect] if provider.proxy is None else None
+
+    async def _beyond_proxies(self) -> Upstream:
         if self._proxied is None:
             carrier = await asyncio.to_thread(_carrier_for_proxies, self._settings)
             self._proxied = self._proxied or WireClient(self._clock, self._settings, carrier)
@@ -87,14 +89,8 @@ class Upstreams:
         credential = self._opened(provider.credential, target)
         if credential is not None and not (credential.isascii() and credential.isprintable()):
             raise _without_credential(target)
-        return Dispatch(
-            provider=provider,
-            credential=credential,
-            target=target,
-            request=request,
-            call=call,
-            client_certificate=self._opened(provider.client_certificate, target),
-        )
+        certificate = self._opened(provider.client_certificate, target)
+        return Dispatch(provider, credential, target, request, call, certificate)
 
     def _opened(self, name: str | None, target: Target) -> str | None:
         if name is None:

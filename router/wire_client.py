@@ -3,18 +3,34 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from typing import NoReturn
+
+from msgspec import Struct
 
 from kernel import ChatReply, Chunk, Clock
-from router.carrier import Answer, Carrier, read_whole
+from router.carrier import Answer, Carrier, Head, read_whole
+from router.catalogue import Provider
 from router.dispatch import Dispatch, UpstreamSettings
 from router.errors import UpstreamError, UpstreamOverlong
 from router.inflate import inflated
 from router.journey import Journey
 from router.openai import AnswerReader, bounded_id, encode, read_refusal, read_reply, read_retry_after
 from router.sse import EventParser
+from router.tls import Terms
 
 _OK = 200
 _DONE = b"[DONE]"
+_REFERENCE = "X-Client-Request-Id"
+_WAYS_MAX = 1024
+
+
+class _Way(Struct, eq=False):
+    """To a provider as it was declared then, with the secrets that were opened then."""
+
+    provider: Provider
+    credential: str | None
+    client_certificate: str | None
+    head: Head
 
 
 class WireClient:
@@ -24,6 +40,7 @@ class WireClient:
         self._clock = clock
         self._settings = settings
         self._carrier = carrier
+        self._ways: dict[tuple[str, str], _Way] = {}
 
     async def complete(self, dispatch: Dispatch) -> ChatReply:
         """The whole answer. Raises UpstreamError."""
@@ -53,12 +70,12 @@ class WireClient:
                 if not block:
                     reader.require_whole()
                     return
-                for data in parser.feed(block):
+                for number, data in enumerate(parser.feed(block), start=1):
                     if data == _DONE:
                         reader.require_finished()
                         answer.keep()
                         return
-                    yield reader.read(data)
+                    yield reader.read(data, more=number < parser.together)
                     journey.progress()
         finally:
             answer.close()
@@ -70,28 +87,45 @@ class WireClient:
     async def _begin(self, journey: Journey, accept: str) -> Answer:
         """An answer whose status is 200, to be left by whoever asked. Raises UpstreamError."""
         dispatch = journey.dispatch
-        headers = {
-            **dispatch.provider.headers,
-            "User-Agent": "penstock",
-            "Content-Type": "application/json",
-            "Accept": accept,
-            "Accept-Encoding": "identity",  # a compressor on the way would hold events back
-            "X-Client-Request-Id": dispatch.call.reference,
-        }
-        if dispatch.credential is not None:
-            headers["Authorization"] = f"Bearer {dispatch.credential}"
+        own = {_REFERENCE: dispatch.call.reference}
         body = encode(dispatch.request, dispatch.target, dispatch.provider)
-        answer = await self._carrier.post(journey, f"{dispatch.provider.base_url}/chat/completions", headers, body)
+        answer = await self._carrier.post(journey, self._head(dispatch, accept), own, body)
         try:
-            await self._require_ok(journey, answer)
+            if answer.status != _OK:
+                await self._refuse(journey, answer)
             return inflated(answer)
         except BaseException:
             answer.close()
             raise
 
-    async def _require_ok(self, journey: Journey, answer: Answer) -> None:
-        if answer.status == _OK:
-            return
+    def _head(self, dispatch: Dispatch, accept: str) -> Head:
+        """The same as long as the provider's declaration and its secrets are."""
+        provider, credential, certificate = dispatch.provider, dispatch.credential, dispatch.client_certificate
+        way = self._ways.get((provider.name, accept))
+        if (
+            way is not None
+            and way.provider is provider
+            and way.credential == credential
+            and way.client_certificate == certificate
+        ):
+            return way.head
+        headers = {
+            **provider.headers,
+            "User-Agent": "penstock",
+            "Content-Type": "application/json",
+            "Accept": accept,
+            "Accept-Encoding": "identity",  # a compressor on the way would hold events back
+        }
+        headers.pop(_REFERENCE, None)
+        if credential is not None:
+            headers["Authorization"] = f"Bearer {credential}"
+        head = Head(f"{provider.base_url}/chat/completions", headers, Terms(provider.ca_certificates, certificate))
+        if len(self._ways) >= _WAYS_MAX:
+            self._ways.clear()
+        self._ways[provider.name, accept] = _Way(provider, credential, certificate, head)
+        return head
+
+    async def _refuse(self, journey: Journey, answer: Answer) -> NoReturn:
         dispatch, body = journey.dispatch, b""
         # The status says enough, whatever becomes of the body: it has a time of its own, and no other limit counts.
         with suppress(TimeoutError, UpstreamError):

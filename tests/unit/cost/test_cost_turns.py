@@ -337,6 +337,21 @@ async def test_a_full_queue_refuses_new_holds_but_no_closing(books, clock) -> No
         assert await firm.open_holds() == 0
 
 
+async def test_a_full_queue_that_refuses_a_second_attempt_loses_no_closing_of_the_first(books, clock) -> None:
+    async with Firm(books, [budget("dept", "sales", 10**12)], clock=clock, queue_max=1).opened() as firm:
+        async with firm.turn() as turn:
+            async with turn.attempt(TARGET):
+                raise UpstreamFault
+            others = [asyncio.create_task(firm.answer(used(1, 1))) for _ in range(3)]
+            await asyncio.sleep(0)
+            with pytest.raises(UpstreamFault):
+                await turn.attempt(SPARE).__aenter__()
+        await asyncio.gather(*others, return_exceptions=True)
+        await turn.settled()
+        assert await firm.open_holds() == 0
+        assert (await firm.entries(turn.id))[1:] == [VOIDED]
+
+
 async def test_a_record_of_its_own_is_durable_on_return_or_refused(books, clock) -> None:
     firm, fault = Firm(books, [], clock=clock), Fault()
     firm.store = FaultyStore(firm.store, fault)

@@ -70,6 +70,19 @@ async def test_a_process_that_stops_takes_no_new_turn_and_says_that_another_try_
     assert upstreams.asked == []
 
 
+@pytest.mark.parametrize("ends", ["whole", "broken"])
+async def test_events_that_came_together_leave_together_whatever_follows(platform: Platform, ends: str) -> None:
+    together = msgspec.structs.replace(WORD, more=True)
+    after = [msgspec.structs.replace(TAIL, more=True)] if ends == "whole" else [UpstreamBroken("x")]
+    platform.edge.chat = chat_with(platform, Scripted(one=[WORD, together, together, *after]))
+    key = await platform.keys.create(NewKey(name="k", app="a"), by="test")
+    caller = await RawCaller(platform, key.key, asking(stream=True)).start().ended()
+    word = b"data: " + WORD.data + b"\n\n"
+    alone, *rest = [told for told in caller.told if told]
+    assert alone == word
+    assert rest[0].startswith(word + word + (b"data: [DONE]" if ends == "whole" else b'data: {"error"'))
+
+
 def turns_in_memory() -> int:
     return sum(isinstance(each, Turn | ChatRequest) for each in gc.get_objects())
 

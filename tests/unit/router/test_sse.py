@@ -40,6 +40,10 @@ def outcome(blocks: Sequence[bytes], cap: int) -> tuple[list[bytes], bool]:
         (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
         (b"data\ndata: b\n\n", [b"\nb"]),
         (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
+        (b"data: a\n\ndata: \n\ndata: b\n\n", [b"a", b"b"]),
+        (b"data: a\n\n\ndata: b\n\n", [b"a", b"b"]),
+        (b"data: a\n\ndata: b\nid: 1\n\n", [b"a", b"b"]),
+        (b"data: a\n\ndata: b\ndata: c\n\n", [b"a", b"b\nc"]),
         (b": comment\n\ndata: a\n: another\n\n", [b"a"]),
         (b"event: x\nid: 1\nretry: 5\ndata: a\n\n", [b"a"]),
         (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
@@ -92,3 +96,13 @@ def test_time_is_linear_in_the_bytes():
 
     small, large = min(seconds(256) for _ in range(3)), min(seconds(2048) for _ in range(3))
     assert large < 8 * small * 3  # quadratic would be 64 times
+
+
+@pytest.mark.parametrize(
+    ("block", "together"), [(b"data: a\n\n", 1), (b"data: a\n\ndata: b\n\n", 2), (b"data: a\n", 0)]
+)
+def test_says_how_many_events_a_block_was_where_it_saw_that_at_once(block: bytes, together: int):
+    parser = EventParser(1000)
+    parser.feed(b"data: x\n\n" * 3)
+    list(parser.feed(block))
+    assert parser.together == together
