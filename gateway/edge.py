@@ -13,6 +13,7 @@ from enum import Enum
 from hmac import compare_digest
 from http import HTTPStatus
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -120,8 +121,7 @@ class Edge:
         self._unknown_keys = RefusalMeter(clock)
         self.stopping: Callable[[], bool] = lambda: False
         self._open: set[Exchange] = set()
-        self._settling: dict[str, Turn] = {}
-        self._waiting: dict[asyncio.Future[None], tuple[Turn, float]] = {}
+        self._settling: dict[str, asyncio.Future[Any]] = {}
 
     async def __call__(self, connection: Connection) -> None:
         """One exchange: identify, find the row, answer; every error becomes OpenAI's error object."""
@@ -212,8 +212,8 @@ class Edge:
         """What happened to one request of this caller's app."""
         assert x.caller is not None
         turn_id = x.path.rpartition("/")[2]
-        if turn_id in self._settling:  # answered here a moment ago; its books are a commit behind
-            await self._settled(self._settling[turn_id])
+        if turn_id in self._settling and self.ledger.is_writing:  # answered a moment ago; its books are a commit behind
+            await asyncio.wait({self._settling[turn_id]}, timeout=self.limits.settle_seconds)
         await self._reply(x, await self.history.explain(x.caller, turn_id))
 
     async def chat_completions(self, x: Exchange) -> None:
@@ -224,7 +224,7 @@ class Edge:
             self._release(x, failure)  # whoever reads slowly from here on keeps nobody else from anything
             if failure is not None:
                 await self._refuse(x, failure)
-            await self._settle(x)
+            self._settle(x)
             await x.finish()
         finally:
             self._open.discard(x)
@@ -313,37 +313,17 @@ class Edge:
         self.metrics.turn(trace, status, self.clock.monotonic() - trace.started, self.catalogue())
         self.log("penstock.turn", "turn", _turn_line(x, status, failure))
 
-    async def _settle(self, x: Exchange) -> None:
+    def _settle(self, x: Exchange) -> None:
         """Let the books be durable before this connection carries another request; bounded, since they retry."""
         turn = x.trace.turn
-        if turn is not None:
-            self._settling[turn.id] = turn
-            try:
-                await self._settled(turn)
-            finally:
-                del self._settling[turn.id]
-
-    async def _settled(self, turn: Turn) -> None:
-        durable = turn.closing
-        if durable is None or durable.done() or not self.ledger.is_writing:
-            return  # with a store that is away, the next request on this connection must not wait for it twice
-        waiting = durable.get_loop().create_future()
-        durable.add_done_callback(lambda _: _wake(waiting))
-        self._waiting[waiting] = (turn, self.clock.monotonic() + self.limits.settle_seconds)
-        try:
-            await waiting
-        finally:
-            del self._waiting[waiting]
-
-    async def give_up_waiting(self) -> None:
-        """For ever: let those go on who have waited too long for their books; the ledger goes on trying."""
-        while True:
-            await asyncio.sleep(self.limits.settle_seconds / 4)  # one timer for all, for each would cost every turn
-            now = self.clock.monotonic()
-            for waiting, (turn, until) in list(self._waiting.items()):
-                if now > until:
-                    _log.warning("turn %s is not settled yet; the ledger goes on trying", turn.id)
-                    _wake(waiting)
+        durable = None if turn is None else turn.closing
+        if durable is None or durable.done():
+            return
+        turn_id = x.trace.turn_id
+        self._settling[turn_id] = durable
+        durable.add_done_callback(lambda _: self._settling.pop(turn_id))
+        if self.ledger.is_writing:  # with a store that is away, the next request must not wait for it twice
+            x.connection.rest_until(durable, self.limits.settle_seconds)
 
     async def _record_refusal(self, x: Exchange, refusal: PlatformError) -> PlatformError:
         """Put a refusal in the trail. Where the trail cannot be written, that is the refusal, but for unknown keys.
@@ -392,11 +372,6 @@ def _without_frames(refusal: PlatformError) -> PlatformError:
     """The refusal without the frames it came through: they hold the body, and the refusal, until they are collected."""
     refusal.__context__ = refusal.__cause__ = None
     return refusal.with_traceback(None)
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
 
 
 class RefusalMeter:

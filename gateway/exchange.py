@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.errors import CallerGone, RequestTimeout, RequestTooLarge
 from gateway.trace import Trace
@@ -62,6 +62,10 @@ class Connection(Protocol):
 
     async def drained(self) -> None:
         """Wait until the other side has taken what was written, or is gone."""
+        ...
+
+    def rest_until(self, done: asyncio.Future[Any], seconds: float) -> None:
+        """After this answer, carry no other request before that is done; for so long at most."""
         ...
 
 
@@ -126,7 +130,7 @@ class Exchange:
         self.connection.write(data, more=True)
 
     async def finish(self) -> None:
-        """End the answer: only now may the connection carry its next request. It waits as `write` does."""
+        """End the answer. It waits as `write` does."""
         if self.connection.is_full:
             await self.connection.drained()
         held, self._held = self._held, b""

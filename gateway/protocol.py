@@ -36,6 +36,7 @@ _READ_AHEAD_BYTES_MAX = 64 * 1024  # of a body that nobody asks for
 _LEFT_OVER_BYTES_MAX = 16 * 1024 * 1024  # of a body that came too late for its answer; reading it lets that arrive
 _TOO_LARGE = HeadersTooLarge(f"The request's line and headers are larger than {HEADER_BYTES_MAX} bytes.")
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")
+_WAITING_MAX = 2  # requests behind the one that is answered; nearly everybody sends one, while its turn is booked
 _BODILESS = frozenset({204, 304})
 _PHRASES = {each.value: each.phrase for each in HTTPStatus}
 _STATUS_LINES = tuple(f"HTTP/1.1 {each} {_PHRASES.get(each, '')}\r\n".encode() for each in range(600))
@@ -195,7 +196,8 @@ class HttpProtocol(asyncio.Protocol):
             self._answer(request)
         else:
             self._waiting.append(request)
-            self.transport.pause_reading()
+            if len(self._waiting) >= _WAITING_MAX:
+                self.transport.pause_reading()
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -220,22 +222,33 @@ class HttpProtocol(asyncio.Protocol):
         await self._drained
 
     def done(self, request: "Request") -> None:
-        """The request is answered: go on with the next, or close."""
-        self._answering, self._idle_since = None, self._loop.time()
+        """The request is answered: go on with the next as soon as that may be, or close."""
+        self._idle_since = self._loop.time()
         if request.is_last and request.is_whole:
             self.transport.close()
         elif self._coming is request:
             # Closing now could take the answer from whoever still writes: what comes is passed over, for a while.
-            self._left_over_since = self._idle_since
+            self._answering, self._left_over_since = None, self._idle_since
             self.transport.resume_reading()
+        elif request.rests_until is not None and not request.rests_until.done():
+            request.rests_until.add_done_callback(lambda _: self._go_on(request))
+        else:
+            self._go_on(request)
+
+    def _go_on(self, request: "Request") -> None:
+        if self._answering is not request:
+            return  # it rested too long, and others were answered since
+        self._answering = None
+        if request.is_last:
+            self.transport.close()
         elif self._waiting:
             self._answer(self._waiting.popleft())
-            if not self._waiting:
+            if len(self._waiting) < _WAITING_MAX:
                 self.transport.resume_reading()
 
     def shutdown(self) -> None:
         """Close as soon as what is being answered is; uvicorn calls it."""
-        if self._answering is None:
+        if self._answering is None or self._answering.is_answered:
             self.transport.close()
         else:
             self._answering.is_last = True
@@ -253,6 +266,8 @@ class HttpProtocol(asyncio.Protocol):
                 self._refuse(RequestTimeout(f"The headers did not arrive within {HEADER_SECONDS:g} seconds."))
             else:
                 self.transport.close()
+        elif self._answering is not None and self._answering.is_answered and now > self._answering.rests_at_most_until:
+            self._go_on(self._answering)
         elif self._head_since is None and self._answering is None and now - self._idle_since > self._idle_seconds:
             self.transport.close()
 
@@ -282,7 +297,8 @@ class HttpProtocol(asyncio.Protocol):
         """Answer below HTTP and close; where another request is being answered, let that be the last."""
         self._over = True
         answering = self._answering
-        if answering is not None and (answering is not self._coming or answering.has_begun):
+        under_way = answering is not None and not answering.is_answered
+        if answering is not None and under_way and (answering is not self._coming or answering.has_begun):
             answering.is_last = True
             self._waiting.clear()
             return
@@ -324,6 +340,8 @@ class Request:
         self._on_lost: Callable[[], None] | None = None
         self._head = b""
         self._is_chunked = False
+        self.rests_until: asyncio.Future[Any] | None = None
+        self.rests_at_most_until = 0.0
 
     # What the protocol says
 
@@ -392,6 +410,10 @@ class Request:
     async def drained(self) -> None:
         """Wait until it has, or is gone."""
         await self._protocol.drained()
+
+    def rest_until(self, done: asyncio.Future[Any], seconds: float) -> None:
+        """Carry no other request on this connection before that is done; for so long at most."""
+        self.rests_until, self.rests_at_most_until = done, asyncio.get_running_loop().time() + seconds
 
     def begin(self, status: int, head: bytes, length: int | None) -> None:
         """Keep the head for the first write."""

@@ -64,7 +64,6 @@ async def _serve(settings: Settings, lines: Lines) -> None:
                 tend(server.server_state.connections, slow_reader_seconds=settings.slow_reader_seconds)
             ),
             asyncio.create_task(platform.edge.metrics.watch_loop()),
-            asyncio.create_task(platform.edge.give_up_waiting()),
         )
         await server.serve()
         for task in beside:

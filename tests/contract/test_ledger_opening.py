@@ -126,7 +126,7 @@ async def test_budgets_whose_names_differ_in_case_are_counted_apart(engine: Asyn
 
 
 async def test_a_ledger_that_closes_lets_whoever_waits_for_a_budget_have_an_answer(engine: AsyncEngine) -> None:
-    firm = Firm(engine, [], commit_timeout_seconds=0.2)
+    firm = Firm(engine, [], commit_timeout_seconds=0.5)
     store = _large(firm)
     async with firm.opened():
         firm.declare(LATE)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -120,6 +121,7 @@ class RawCaller:
     length: int | None = None
     is_whole: bool = False
     received: int = 0
+    rests_until: "asyncio.Future[Any] | None" = None
 
     def start(self) -> "RawCaller":
         """Send the head; the body comes when it is told to."""
@@ -166,6 +168,10 @@ class RawCaller:
         self.told.append(data)
         if self.is_full:
             self.stuck.set()
+
+    def rest_until(self, done: asyncio.Future[Any], seconds: float) -> None:
+        """What the next request on this connection would wait for."""
+        self.rests_until = done
 
     async def drained(self) -> None:
         """Nobody reads."""

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,15 +43,10 @@ class Scene:
         platform.edge.chat = chat_with(platform, Slow(lambda: line._thread.submit(self.written.wait)))
 
     async def called(self) -> RawCaller:
-        """A caller who has its answer, all but its end."""
+        """A caller who has its answer; its turn is not booked yet."""
         key = await self.platform.keys.create(NewKey(name="k", app="a"), by="test")
-        caller = RawCaller(self.platform, key.key, BODY).start()
-        caller.body_comes.set()
-        async with asyncio.timeout(5):
-            while not (caller.told and self.platform.edge._waiting):
-                await asyncio.sleep(0.001)
+        caller = await asyncio.wait_for(RawCaller(self.platform, key.key, BODY).start().ended(), 5)
         assert caller.answer == b"{}"
-        assert not caller.task.done()
         return caller
 
     def asking_for(self, answered: RawCaller) -> RawCaller:
@@ -61,8 +55,10 @@ class Scene:
         path = f"/v1/requests/{turn_id}"
         return RawCaller(self.platform, answered.key, b"", path=path, method="GET").start()
 
-    def assert_nobody_waits(self) -> None:
-        assert self.platform.edge._waiting == {}
+    async def assert_booked(self, caller: RawCaller) -> None:
+        assert caller.rests_until is not None
+        await asyncio.wait_for(asyncio.shield(caller.rests_until), 5)
+        assert await self.platform.ledger._store.orphans("nobody", None, 10) == []
         assert self.platform.edge._settling == {}
 
 
@@ -74,54 +70,16 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         made.written.set()
 
 
-@pytest.fixture
-async def impatient(scene: Scene) -> AsyncIterator[None]:
-    giving_up = asyncio.create_task(scene.platform.edge.give_up_waiting())
-    yield
-    giving_up.cancel()
-    with suppress(asyncio.CancelledError):
-        await giving_up
-
-
-async def test_an_answer_ends_once_its_books_are_durable(scene: Scene) -> None:
+async def test_a_connection_rests_after_an_answer_until_its_books_are_durable(scene: Scene) -> None:
     caller = await scene.called()
-    assert b"" not in caller.told, "the end of an answer is a part without bytes"
+    assert caller.rests_until is not None
+    assert not caller.rests_until.done()
     scene.written.set()
-    await asyncio.wait_for(caller.task, 5)
-    assert caller.told[-1] == b""
-    assert await scene.platform.ledger._store.orphans("nobody", None, 10) == []
-    scene.assert_nobody_waits()
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_who_waits_too_long_goes_on_and_the_books_follow(scene: Scene, caplog) -> None:
-    caller = await scene.called()
-    began = asyncio.get_running_loop().time()
-    await asyncio.wait_for(caller.task, 1)
-    assert asyncio.get_running_loop().time() - began > SETTLE_SECONDS / 2
-    assert caller.told[-1] == b""
-    assert "is not settled yet" in caplog.text
-    scene.assert_nobody_waits()
-    scene.written.set()
-    asked = await asyncio.wait_for(scene.asking_for(caller).ended(), 5)
-    async with asyncio.timeout(5):
-        while await scene.platform.ledger._store.orphans("nobody", None, 10):
-            await asyncio.sleep(0.001)
-    assert asked.status == 200
-    assert [record for record in caplog.records if record.name == "asyncio"] == []
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_nobody_who_has_not_waited_long_is_sent_on(scene: Scene) -> None:
-    scene.platform.edge.limits = replace(scene.platform.edge.limits, settle_seconds=0.4)
-    caller = await scene.called()
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(caller.task), 0.2)
-    scene.written.set()
-    await asyncio.wait_for(caller.task, 5)
+    await scene.assert_booked(caller)
 
 
 async def test_who_asks_for_a_turn_that_is_being_booked_is_told_how_it_was_booked(scene: Scene) -> None:
+    scene.platform.edge.limits = replace(scene.platform.edge.limits, settle_seconds=5)
     caller = await scene.called()
     asking = scene.asking_for(caller)
     await asyncio.sleep(0.05)
@@ -129,27 +87,15 @@ async def test_who_asks_for_a_turn_that_is_being_booked_is_told_how_it_was_booke
     scene.written.set()
     told = msgspec.json.decode((await asyncio.wait_for(asking.ended(), 5)).answer)
     assert (told["outcome"], [attempt["state"] for attempt in told["attempts"]]) == ("answered", ["posted"])
-    await asyncio.wait_for(caller.task, 5)
-    scene.assert_nobody_waits()
+    await scene.assert_booked(caller)
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_who_asks_for_it_waits_no_longer_than_its_caller(scene: Scene) -> None:
+async def test_who_asks_for_it_does_not_wait_for_ever_and_the_books_follow(scene: Scene) -> None:
     caller = await scene.called()
-    asking = scene.asking_for(caller)
-    await asyncio.wait_for(asking.ended(), 2)
-    await asyncio.wait_for(caller.task, 2)
-    assert asking.status == 200
-    scene.assert_nobody_waits()
-
-
-async def test_a_caller_whose_exchange_is_ended_while_it_waits_is_forgotten(scene: Scene) -> None:
-    caller = await scene.called()
-    caller.task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await caller.task
-    scene.assert_nobody_waits()
+    asked = await asyncio.wait_for(scene.asking_for(caller).ended(), 2)
+    assert asked.status == 200
     scene.written.set()
+    await scene.assert_booked(caller)
 
 
 async def test_for_a_store_that_is_away_nobody_waits(scene: Scene) -> None:
@@ -162,5 +108,6 @@ async def test_for_a_store_that_is_away_nobody_waits(scene: Scene) -> None:
 
     platform.edge.chat = chat_with(platform, Slow(goes_away))
     key = await platform.keys.create(NewKey(name="k", app="a"), by="test")
-    await asyncio.wait_for(RawCaller(platform, key.key, BODY).start().ended(), 1)
-    scene.assert_nobody_waits()
+    caller = await asyncio.wait_for(RawCaller(platform, key.key, BODY).start().ended(), 1)
+    assert caller.rests_until is None
+    scene.written.set()

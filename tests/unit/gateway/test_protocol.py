@@ -1,0 +1,142 @@
+"""HTTP on one connection, without a socket: in which order requests are answered, and what is waited for."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from gateway.exchange import Connection
+from gateway.protocol import HttpProtocol
+
+REQUEST = b"GET /%b HTTP/1.1\r\nhost: a\r\n\r\n"
+REST_SECONDS = 5.0
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.is_reading = True
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Line:
+    """A connection whose requests are answered with their path; the first one rests until it is booked."""
+
+    def __init__(self) -> None:
+        self.booked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.asked: list[str] = []
+        config = uvicorn.Config(self._answer, interface="asgi3", lifespan="off", log_config=None, proxy_headers=False)
+        config.load()
+        self.protocol = HttpProtocol(config, ServerState(), {})
+        self.transport = Transport()
+        self.protocol.connection_made(self.transport)
+
+    async def _answer(self, connection: Connection) -> None:
+        self.asked.append(connection.path)
+        if len(self.asked) == 1:
+            connection.rest_until(self.booked, REST_SECONDS)
+        connection.begin(200, b"", len(connection.path))
+        connection.write(connection.path.encode(), more=False)
+
+    async def hear(self, *paths: bytes) -> None:
+        self.protocol.data_received(b"".join(REQUEST % path for path in paths))
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def line() -> Line:
+    return Line()
+
+
+@pytest.fixture(autouse=True)
+def _ends(line: Line) -> Iterator[None]:
+    yield
+    line.protocol.connection_lost(None)
+
+
+async def test_an_answer_leaves_at_once_and_the_next_request_waits_for_its_books(line: Line) -> None:
+    await line.hear(b"one")
+    assert line.transport.written.endswith(b"/one")
+    await line.hear(b"two")
+    assert line.asked == ["/one"]
+    line.booked.set_result(None)
+    await asyncio.sleep(0.01)
+    assert line.asked == ["/one", "/two"]
+
+
+async def test_who_waits_too_long_for_books_goes_on(line: Line) -> None:
+    await line.hear(b"one", b"two")
+    now = asyncio.get_running_loop().time()
+    line.protocol.look_at_the_clock(now + REST_SECONDS / 2, 60)
+    await asyncio.sleep(0.01)
+    assert line.asked == ["/one"]
+    line.protocol.look_at_the_clock(now + REST_SECONDS + 1, 60)
+    await asyncio.sleep(0.01)
+    assert line.asked == ["/one", "/two"]
+    line.booked.set_result(None)
+    await line.hear(b"three")
+    assert line.asked == ["/one", "/two", "/three"]
+
+
+async def test_requests_that_come_ahead_are_answered_in_their_order_and_not_read_without_end(line: Line) -> None:
+    await line.hear(*(b"%d" % number for number in range(5)))
+    assert not line.transport.is_reading
+    line.booked.set_result(None)
+    await asyncio.sleep(0.05)
+    assert line.asked == ["/0", "/1", "/2", "/3", "/4"]
+    assert line.transport.is_reading
+
+
+async def test_a_connection_that_rests_is_closed_at_once_when_the_process_stops(line: Line) -> None:
+    await line.hear(b"one")
+    line.protocol.shutdown()
+    assert line.transport.is_closed
+
+
+async def test_what_is_no_request_is_refused_after_the_answer_before_it(line: Line) -> None:
+    await line.hear(b"one")
+    line.protocol.data_received(b"nonsense\r\n\r\n")
+    assert b"/oneHTTP/1.1 400 Bad Request" in line.transport.written
+    assert line.transport.is_closed
+
+
+async def test_an_idle_connection_is_closed_in_its_time_and_not_before(line: Line) -> None:
+    line.booked.set_result(None)
+    await line.hear(b"one")
+    now = asyncio.get_running_loop().time()
+    line.protocol.look_at_the_clock(now + 4, 60)
+    assert not line.transport.is_closed
+    line.protocol.look_at_the_clock(now + 6, 60)  # uvicorn's own five seconds are over
+    assert line.transport.is_closed
+
+
+async def test_who_takes_nothing_of_an_answer_is_dropped_and_who_waits_for_one_is_not(line: Line) -> None:
+    await line.hear(b"one")
+    now = asyncio.get_running_loop().time()
+    aborted = []
+    line.transport.abort = lambda: aborted.append(True)
+    line.protocol.look_at_the_clock(now + 3, 2)
+    assert not aborted
+    line.protocol.pause_writing()
+    line.protocol.look_at_the_clock(now + 3, 2)
+    assert aborted
