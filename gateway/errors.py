@@ -78,6 +78,12 @@ class Crowded(PlatformError):
     status, code, retryable = 503, "crowded", True
 
 
+class Overloaded(PlatformError):
+    """More turns come than this process can do in time; nothing of the request was looked at."""
+
+    status, code, retryable = 503, "overloaded", True
+
+
 class InternalError(PlatformError):
     """A bug of ours; the log has it under the request id, the caller gets nothing but that id."""
 

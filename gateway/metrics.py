@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.trace import Trace
@@ -31,6 +32,12 @@ class Metrics:
             buckets=_LAGS,
             registry=registry,
         )
+        self._refused = Counter(
+            "penstock_overload_refusals", "Requests refused because this process had too much to do", registry=registry
+        )
+        self._round = Gauge("penstock_loop_round_seconds", "The event loop's last measured round", registry=registry)
+        tasks = Gauge("penstock_tasks", "Tasks of the event loop", registry=registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
         # Looking a child up by its labels costs more than counting.
         self._children: dict[tuple[int, str], tuple[Counter, Histogram]] = {}
 
@@ -56,6 +63,14 @@ class Metrics:
             due = time.monotonic() + _LOOKS_EVERY_SECONDS
             await asyncio.sleep(_LOOKS_EVERY_SECONDS)
             self._lag.observe(max(0.0, time.monotonic() - due))
+
+    def refused(self, requests: int) -> None:
+        """So many were refused because there was too much to do."""
+        self._refused.inc(requests)
+
+    def watch_rounds(self, seconds: Callable[[], float]) -> None:
+        """Read the length of the event loop's rounds from here."""
+        self._round.set_function(seconds)
 
     def page(self) -> tuple[str, bytes]:
         """Content type and text of everything in the registry."""

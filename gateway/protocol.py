@@ -10,9 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache, partial
-from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 import uvicorn
@@ -23,23 +21,22 @@ from gateway.errors import (
     HeadersTooLarge,
     InternalError,
     InvalidRequest,
+    Overloaded,
     RequestTimeout,
     encode_error,
     error_headers,
 )
 from gateway.exchange import Connection
+from gateway.overload import Admission, is_one_turn
+from gateway.request import STATUS_LINES, Request
 from kernel import PlatformError
 
 HEADER_BYTES_MAX = 64 * 1024
 HEADER_SECONDS = 10.0
-_READ_AHEAD_BYTES_MAX = 64 * 1024  # of a body that nobody asks for
-_LEFT_OVER_BYTES_MAX = 16 * 1024 * 1024  # of a body that came too late for its answer; reading it lets that arrive
 _TOO_LARGE = HeadersTooLarge(f"The request's line and headers are larger than {HEADER_BYTES_MAX} bytes.")
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")
+_TURNS = b"POST /v1/"
 _WAITING_MAX = 2  # requests behind the one that is answered; nearly everybody sends one, while its turn is booked
-_BODILESS = frozenset({204, 304})
-_PHRASES = {each.value: each.phrase for each in HTTPStatus}
-_STATUS_LINES = tuple(f"HTTP/1.1 {each} {_PHRASES.get(each, '')}\r\n".encode() for each in range(600))
 
 _log = logging.getLogger("penstock.protocol")
 
@@ -50,11 +47,19 @@ class HttpProtocol(asyncio.Protocol):
     """One connection: its requests are answered one after the other, in the order in which they came."""
 
     def __init__(
-        self, config: uvicorn.Config, server_state: ServerState, app_state: object, _loop: object = None
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: object,
+        _loop: object = None,
+        *,
+        admission: Admission,
     ) -> None:
         del app_state, _loop  # uvicorn gives them to every protocol; the first is lifespan's, which is off
         self.is_full = False
         self._application: Application = config.loaded_app
+        self._admission = admission
+        self._has_place = True  # the request whose head comes
         self._connections_max = config.limit_concurrency
         self._idle_seconds = config.timeout_keep_alive
         self._connections: set[Any] = server_state.connections
@@ -89,15 +94,22 @@ class HttpProtocol(asyncio.Protocol):
         self._over = True
         self._waiting.clear()
         self.resume_writing()
-        if self._coming is not None:
-            self._coming.lose()
-        if self._answering is not None:
-            self._answering.lose()
+        del self._parser  # it and this hold each other, and would wait for the garbage collector
+        coming, answering = self._coming, self._answering
+        self._coming = self._answering = None
+        if coming is not None:
+            coming.lose()
+        if answering is not None and answering is not coming:
+            answering.lose()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what it keeps of an unfinished head is bounded by what came since the head began."""
         if self._over or self.transport.is_closing():
             return
+        if self._coming is None and not self._head_bytes and data.startswith(_TURNS):
+            self._has_place = self._admission.take()
+            if not self._has_place and self._turn_away(data):
+                return
         self._head_bytes += len(data)
         self._data_bytes, self._content_bytes = len(data), 0
         try:
@@ -192,6 +204,7 @@ class HttpProtocol(asyncio.Protocol):
         self._beside_bytes = HEADER_BYTES_MAX + self._data_bytes
         is_last = version == "1.0" or not parser.should_keep_alive()
         self._coming = request = Request(self, parser.get_method().decode(), self._url, self._headers, is_last=is_last)
+        request.is_refused, self._has_place = not self._has_place, True
         if self._answering is None:
             self._answer(request)
         else:
@@ -221,7 +234,7 @@ class HttpProtocol(asyncio.Protocol):
         self._drained = self._loop.create_future()
         await self._drained
 
-    def done(self, request: "Request") -> None:
+    def done(self, request: Request) -> None:
         """The request is answered: go on with the next as soon as that may be, or close."""
         self._idle_since = self._loop.time()
         if request.is_last and request.is_whole:
@@ -235,7 +248,7 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._go_on(request)
 
-    def _go_on(self, request: "Request") -> None:
+    def _go_on(self, request: Request) -> None:
         if self._answering is not request:
             return  # it rested too long, and others were answered since
         self._answering = None
@@ -271,16 +284,31 @@ class HttpProtocol(asyncio.Protocol):
         elif self._head_since is None and self._answering is None and now - self._idle_since > self._idle_seconds:
             self.transport.close()
 
-    def _answer(self, request: "Request") -> None:
+    def _turn_away(self, data: bytes) -> bool:
+        """Refuse what came without parsing it, where it is one plain request and no other answer goes first."""
+        answering = self._answering
+        is_next = not self._waiting and (answering is None or answering.is_answered)
+        if is_next and is_one_turn(data):
+            self.transport.write(self._admission.answer().whole)
+            self._head_since, self._idle_since = None, self._loop.time()
+            return True
+        return False
+
+    def _answer(self, request: Request) -> None:
         if self._connections_max is not None and len(self._connections) > self._connections_max:
             self._refuse(Crowded("Too many connections are open here; try again in a moment.", retry_after_seconds=1))
             return
         self._answering = request
+        if request.is_refused:
+            refusal = self._admission.answer()
+            request.begin(Overloaded.status, refusal.head, len(refusal.body))
+            request.write(refusal.body, more=False)
+            return
         task = self._loop.create_task(self._application(request))
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, request))
 
-    def _ended(self, request: "Request", task: "asyncio.Task[None]") -> None:
+    def _ended(self, request: Request, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
@@ -305,147 +333,10 @@ class HttpProtocol(asyncio.Protocol):
         body = encode_error(error)
         headers = {**error_headers(error), "content-type": "application/json", "content-length": str(len(body))}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.transport.write(_STATUS_LINES[error.status] + f"{lines}connection: close\r\n\r\n".encode() + body)
+        self.transport.write(STATUS_LINES[error.status] + f"{lines}connection: close\r\n\r\n".encode() + body)
         self.transport.close()
         if answering is not None:
             answering.lose()
-
-
-class Request:
-    """One request as it comes, and the line that its answer goes over: `exchange.Connection` says what it promises.
-
-    is_last: nothing follows it on its connection.
-    """
-
-    def __init__(
-        self, protocol: HttpProtocol, method: str, target: bytes, headers: dict[str, str], *, is_last: bool
-    ) -> None:
-        raw, _, query = target.partition(b"?")
-        if not raw.startswith(b"/"):  # of a proxy, perhaps
-            url = httptools.parse_url(target)
-            raw, query = url.path or b"/", url.query or b""
-        path = raw.decode("ascii")
-        self.method = method
-        self.target = target
-        self.path = unquote(path) if "%" in path else path
-        self.query = query
-        self.headers = headers
-        self.is_last = is_last
-        self.is_lost = self.is_whole = self.has_begun = self.is_answered = False
-        self.received = 0
-        self._protocol = protocol
-        self._parts: list[bytes] = []
-        self._unread = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._on_lost: Callable[[], None] | None = None
-        self._head = b""
-        self._is_chunked = False
-        self.rests_until: asyncio.Future[Any] | None = None
-        self.rests_at_most_until = 0.0
-
-    # What the protocol says
-
-    def take_in(self, data: bytes) -> None:
-        """A piece of the body came."""
-        self.received += len(data)
-        if self.is_answered:
-            if self.received > _LEFT_OVER_BYTES_MAX:
-                self._protocol.transport.abort()
-            return
-        self._parts.append(data)
-        self._unread += len(data)
-        if self._waiter is not None:
-            self._wake()
-        elif self._unread > _READ_AHEAD_BYTES_MAX:
-            self._protocol.transport.pause_reading()
-
-    def end(self) -> None:
-        """All of the body has come."""
-        self.is_whole = True
-        self._wake()
-
-    def lose(self) -> None:
-        """The other side is gone."""
-        self.is_lost = True
-        self._wake()
-        if self._on_lost is not None:
-            self._on_lost()
-
-    # What whoever answers says
-
-    def take(self) -> bytes:
-        """What came of the body since the last time."""
-        taken = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._unread = 0
-        return taken
-
-    async def more(self) -> None:
-        """Wait until more of the body has come, or all of it; then, until the other side is gone."""
-        if self.is_lost:
-            return
-        if not self.is_whole:
-            self._protocol.transport.resume_reading()
-            if not self.received and not self.has_begun and self.headers.get("expect", "").lower() == "100-continue":
-                self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def watch(self, on_lost: Callable[[], None] | None) -> None:
-        """Call this once, when the other side is gone."""
-        self._on_lost = on_lost
-
-    def abort(self) -> None:
-        """Drop the connection."""
-        self._protocol.transport.abort()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the other side has yet to take what was written."""
-        return self._protocol.is_full
-
-    async def drained(self) -> None:
-        """Wait until it has, or is gone."""
-        await self._protocol.drained()
-
-    def rest_until(self, done: asyncio.Future[Any], seconds: float) -> None:
-        """Carry no other request on this connection before that is done; for so long at most."""
-        self.rests_until, self.rests_at_most_until = done, asyncio.get_running_loop().time() + seconds
-
-    def begin(self, status: int, head: bytes, length: int | None) -> None:
-        """Keep the head for the first write."""
-        self.has_begun = True
-        self.is_last = self.is_last or not self.is_whole
-        self._is_chunked = length is None and status not in _BODILESS
-        if self._is_chunked:
-            framing = b"transfer-encoding: chunked\r\n"
-        else:
-            framing = b"" if length is None else b"content-length: %d\r\n" % length
-        last = b"connection: close\r\n\r\n" if self.is_last else b"\r\n"
-        self._head = _STATUS_LINES[status] + head + framing + last
-
-    def write(self, data: bytes, *, more: bool) -> None:
-        """Send what has begun and a part of the body in one piece: each write is a system call, and a wake-up there."""
-        if self.is_lost:
-            return
-        if self.method == "HEAD":
-            data = b""
-        elif self._is_chunked:
-            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
-        if self._head or data:
-            head, self._head = self._head, b""
-            self._protocol.transport.write(head + data)
-        if not more:
-            self.is_answered = True
-            self._parts.clear()
-            self._protocol.done(self)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 def _fault_of(version: str, method: bytes, headers: dict[str, str]) -> str | None:

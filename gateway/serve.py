@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -41,7 +42,7 @@ async def _serve(settings: Settings, lines: Lines) -> None:
             platform.edge,
             host=settings.host,
             port=settings.port,
-            http=HttpProtocol,
+            http=partial(HttpProtocol, admission=platform.admission),  # type: ignore[arg-type]  # makes one all the same
             interface="asgi3",  # it is none; this keeps uvicorn from wrapping it
             ws="none",
             lifespan="off",
@@ -64,6 +65,7 @@ async def _serve(settings: Settings, lines: Lines) -> None:
                 tend(server.server_state.connections, slow_reader_seconds=settings.slow_reader_seconds)
             ),
             asyncio.create_task(platform.edge.metrics.watch_loop()),
+            asyncio.create_task(platform.admission.tell(platform.ledger.record)),
         )
         await server.serve()
         for task in beside:

@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     idle_connection_seconds: Annotated[int, Field(ge=1)] = 75
     drain_seconds: Seconds = 30
     """How long open turns may take to end after SIGTERM before they are cut with a terminal event."""
+    busy_round_seconds: Seconds = 0.01
+    """What a round of the event loop may take; where rounds take longer again and again, turns are refused with 503."""
     store_seconds: Seconds = 1.5
     """How long a turn waits for the store before it is answered 503."""
     changes_poll_seconds: Seconds = 0.5

@@ -29,6 +29,7 @@ from gateway.demo import DEMO_KEYS, FIRST_START, declare_demo, write_quickstart
 from gateway.edge import Edge, EdgeLimits, TurnLog
 from gateway.history import History
 from gateway.metrics import Metrics
+from gateway.overload import Admission
 from gateway.ownership import ServingLock
 from gateway.references import check_references
 from gateway.replicas import Replicas
@@ -102,6 +103,7 @@ class Platform:
     router: Router
     upstreams: Upstreams
     edge: Edge
+    admission: Admission
     replicas: Replicas | None
     serving: ServingLock | None
     _opened: AsyncExitStack
@@ -181,6 +183,9 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
         register, keys, credentials=credentials, audit=trail, caller_of=caller_of, changed=feed.catch_up
     )
     control = create_control([administration, cost.api.routes(spend, reconciliation, caller_of)])
+    metrics = Metrics(registry)
+    mark = settings.busy_round_seconds
+    admission = Admission(clock=clock, waiting=lambda: ledger.waiting, round_seconds_max=mark, metrics=metrics)
     edge = Edge(
         chat=Chat(
             router=router,
@@ -195,7 +200,7 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
         catalogue=snapshot.catalogue,
         ledger=ledger,
         history=History(ledger, trail),
-        metrics=Metrics(registry),
+        metrics=metrics,
         control=control,
         ready=_readiness(engine, ledger, replicas, serving),
         clock=clock,
@@ -205,7 +210,7 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
     feed.on_revoked = edge.end_turns_of
     return Platform(
         settings, engine, engines, snapshot, feed, register, keys, credentials,
-        trail, ledger, spend, reconciliation, router, upstreams, edge, replicas, serving, AsyncExitStack(),
+        trail, ledger, spend, reconciliation, router, upstreams, edge, admission, replicas, serving, AsyncExitStack(),
     )  # fmt: skip
 
 

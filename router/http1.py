@@ -256,6 +256,7 @@ class _Connection(asyncio.Protocol):
             self.close(exc)
         if self._draining is not None:
             self._draining.cancel()
+        del self._parser  # it and this hold each other, and would wait for the garbage collector
 
     # httptools' callbacks; what they raise ends its feed_data. What is to be done waits until that has returned.
 

@@ -87,15 +87,27 @@ def turns_in_memory() -> int:
     return sum(isinstance(each, Turn | ChatRequest) for each in gc.get_objects())
 
 
-async def test_a_turn_leaves_nothing_to_the_garbage_collector(platform: Platform) -> None:
-    platform.edge.chat = chat_with(platform, Scripted(one=[WORD, TAIL, WORD, TAIL, UpstreamBroken("x")]))
+@pytest.mark.parametrize("ends", ["whole", "streamed", "broken", "refused", "left"])
+async def test_a_turn_leaves_nothing_to_the_garbage_collector(platform: Platform, ends: str) -> None:
+    scripts = {"broken": [WORD, UpstreamBroken("x")], "refused": [UpstreamBroken("x")], "left": [WORD, "hang"]}
+    platform.edge.chat = chat_with(platform, Scripted(one=scripts.get(ends, [WORD, TAIL])))
     key = await platform.keys.create(NewKey(name="k", app="a"), by="test")
     gc.collect()
     gc.disable()
     before = turns_in_memory()
     try:
-        for stream in (True, False):
-            await RawCaller(platform, key.key, asking(stream=stream)).start().ended()
+        for _ in range(3):
+            await one_turn(RawCaller(platform, key.key, asking(stream=ends != "whole")), leaves=ends == "left")
+        await asyncio.sleep(0.05)  # in which the last one is booked
         assert turns_in_memory() == before
     finally:
         gc.enable()
+
+
+async def one_turn(caller: RawCaller, *, leaves: bool) -> None:
+    caller.start().body_comes.set()
+    while leaves and not caller.told:
+        await asyncio.sleep(0.001)
+    if leaves:
+        caller.abort()
+    await caller.ended()

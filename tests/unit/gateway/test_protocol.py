@@ -1,17 +1,28 @@
 """HTTP on one connection, without a socket: in which order requests are answered, and what is waited for."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import uvicorn
+from prometheus_client import CollectorRegistry
 from uvicorn.server import ServerState
 
 from gateway.exchange import Connection
+from gateway.metrics import Metrics
+from gateway.overload import Admission
 from gateway.protocol import HttpProtocol
+from kernel import SystemClock
 
 REQUEST = b"GET /%b HTTP/1.1\r\nhost: a\r\n\r\n"
 REST_SECONDS = 5.0
+
+
+def open_to_all() -> Admission:
+    metrics = Metrics(CollectorRegistry())
+    return Admission(clock=SystemClock(), waiting=lambda: 0, round_seconds_max=1, metrics=metrics)
 
 
 class Transport(asyncio.Transport):
@@ -47,7 +58,7 @@ class Line:
         self.asked: list[str] = []
         config = uvicorn.Config(self._answer, interface="asgi3", lifespan="off", log_config=None, proxy_headers=False)
         config.load()
-        self.protocol = HttpProtocol(config, ServerState(), {})
+        self.protocol = HttpProtocol(config, ServerState(), {}, admission=open_to_all())
         self.transport = Transport()
         self.protocol.connection_made(self.transport)
 
@@ -140,3 +151,17 @@ async def test_who_takes_nothing_of_an_answer_is_dropped_and_who_waits_for_one_i
     line.protocol.pause_writing()
     line.protocol.look_at_the_clock(now + 3, 2)
     assert aborted
+
+
+async def test_a_connection_that_is_gone_leaves_nothing_to_the_garbage_collector(line: Line) -> None:
+    line.booked.set_result(None)
+    await line.hear(b"one", b"two")
+    gone = weakref.ref(line.protocol)
+    gc.disable()
+    try:
+        line.protocol.connection_lost(None)
+        line.protocol = Line().protocol
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()
