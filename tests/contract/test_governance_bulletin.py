@@ -56,14 +56,14 @@ async def test_listening_goes_on_after_redis_was_restarted(mortal_redis):
 
 async def test_line_that_fell_silent_is_noticed_and_left_and_a_quiet_one_is_kept(redis_server, redis_url, tmp_path):
     async with Proxy(tmp_path, redis_server.port) as proxy:
-        bulletin, ear = Bulletin(f"redis://127.0.0.1:{proxy.port}/0", quiet_seconds=0.1), Ear()
+        bulletin, ear = Bulletin(f"redis://127.0.0.1:{proxy.port}/0", quiet_seconds=0.2), Ear()
         bulletin.start(ear)
         await ear.hear(0)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.0)
         assert ear.heard == 1
         assert redis_server.say(b"PUBSUB NUMSUB penstock:changes").endswith(b":1\r\n")
         await proxy.black_hole()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
         await proxy.let_pass()
         await ear.hear(1)  # on a new connection, before which it may have missed something
         await Bulletin(redis_url).publish(1)
