@@ -120,7 +120,10 @@ class Subject:
         for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]:
             told = line.split()
             peers[told[9]] = int(told[2].rpartition(":")[2], 16)
-        links = (str(each.readlink()) for each in Path(f"/proc/{self.pid}/fd").iterdir())
+        links = list[str]()
+        for each in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                links.append(str(each.readlink()))
         return sum(peers.get(link[8:-1]) == int(found[1]) for link in links if link.startswith("socket:["))
 
     async def idle_level(self, wanted: Level | None = None) -> Level:
