@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.asking import Address, answers, set_mock
 from bench.cores import Cores, cpu_seconds, resident_mib, tree
@@ -234,41 +234,48 @@ async def soak(bench: Bench, subject: Subject, seconds: float) -> bool:
     return is_whole and steep + unsure < SLOPE_MAX and after.is_within(idle)
 
 
-async def overload(bench: Bench, subject: Subject, store: str) -> bool:
-    """The best rate first; then three times that, between two spells of half of it.
+class Best(NamedTuple):
+    """The best rates. open: of requests that come whatever the answers; closed: of callers who wait for each."""
 
-    The best rate is the best of what the same load comes to, over as many connections, when it offers about as much
-    as callers get who wait for each answer. What those get is told as well.
+    open: float
+    closed: float
+
+
+async def best(subject: Subject) -> Best:
+    """What the gateway can do: over few connections that wait, then over as many as in the overload, about as much."""
+    waiting = [await subject.load("bench.load", connections=each, seconds=5) for each in _CLOSED]
+    closed = max(seen["per_second"] for seen in waiting)
+    offered = [(await subject.offered(f"5:{share * closed:.0f}"))[0] for share in _OPEN]
+    return Best(max(len(_took(each, 200, below=GOOD_SECONDS * 1e3)) / 5 for each in offered), closed)
+
+
+async def overload(bench: Bench, subject: Subject, store: str) -> bool:
+    """The best rate first; then three times that, between two spells of half of it; then the best rate again.
+
+    On a machine with other work the first may not have been the best.
     """
     await subject.mock(delay_ms=0)
     await subject.load("bench.load", connections=64, seconds=3)
-    closed = cost = peak = 0.0
-    for connections in _CLOSED:
-        cpu = subject.cpu()
-        seen = await subject.load("bench.load", connections=connections, seconds=5)
-        if seen["per_second"] > closed:
-            closed, cost = seen["per_second"], (subject.cpu() - cpu) / seen["ended"]
-    for share in _OPEN:
-        (phase,) = await subject.offered(f"5:{share * closed:.0f}")
-        peak = max(peak, len(_took(phase, 200, below=GOOD_SECONDS * 1e3)) / 5)
-    rates = (_CALM * peak, FACTOR * peak, _CALM * peak)
+    first = await best(subject)
+    rates = (_CALM * first.open, FACTOR * first.open, _CALM * first.open)
     plan = ",".join(f"{s}:{r:.0f}" for s, r in zip((_BEFORE, OVERLOAD_SECONDS, _AFTER), rates, strict=True))
     cpu = subject.cpu()
     before, over, after = await subject.offered(plan)
     cpu = subject.cpu() - cpu
-    return judged(bench, store, Overload(peak, closed, cost, cpu, before, over, after))
+    again = await best(subject)
+    peak, closed = max(first.open, again.open), max(first.closed, again.closed)
+    return judged(bench, store, Overload(peak, closed, cpu, before, over, after))
 
 
 @dataclass(frozen=True, slots=True)
 class Overload:
     """What was seen; each phase as open_loop tells it.
 
-    closed: the rate of callers who wait for each answer. cost: CPU seconds of a turn then; cpu: of the whole plan.
+    closed: the rate of callers who wait for each answer. cpu: seconds that the gateway took for the whole plan.
     """
 
     peak: float
     closed: float
-    cost: float
     cpu: float
     before: dict[str, Any]
     over: dict[str, Any]
@@ -333,7 +340,7 @@ def judged(bench: Bench, store: str, seen: Overload) -> bool:
     bench.note(
         f"{store}: answered in {median(ok):.0f} ms (p50), {ok[len(ok) * 99 // 100]:.0f} (p99); "
         f"{seen.others} neither answered nor refused; load busy {seen.over['cpu_share']:.0%}, late {seen.late:.2%}; "
-        f"a turn {seen.cost * 1e6:.0f} us, the plan {seen.cpu:.1f} s of CPU"
+        f"the gateway took {seen.cpu:.1f} s of CPU"
     )
     is_met = share >= _GOODPUT_MIN and p99 < REFUSED_MS_MAX and seen.recovery < RECOVERY_MAX
     return is_met and bool(refused) and not seen.others

@@ -52,7 +52,7 @@ def seen(**changed: Any) -> Overload:
         "over": phase(*served, *refused),
         "after": phase(*spell(0.4, 50, 90), *[(0.4 + at, ms, s) for at, ms, s in spell(9, 50, 4)]),
     }
-    return Overload(peak=PEAK, closed=PEAK, cost=0.0003, cpu=60, **(told | changed))
+    return Overload(peak=PEAK, closed=PEAK, cpu=60, **(told | changed))
 
 
 def verdict(what: Overload, tmp_path: Path) -> bool:
