@@ -288,6 +288,9 @@ class HttpProtocol(asyncio.Protocol):
         """Refuse what came without parsing it, where it is one plain request and no other answer goes first."""
         answering = self._answering
         is_next = not self._waiting and (answering is None or answering.is_answered)
+        if is_next and self.is_full:  # whoever asks on without reading what it is told
+            self.transport.abort()
+            return True
         if is_next and is_one_turn(data):
             self.transport.write(self._admission.answer().whole)
             self._head_since, self._idle_since = None, self._loop.time()
