@@ -39,7 +39,6 @@ class _Bridge:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._is_read = False
-        self._head: tuple[int, bytes, int | None] | None = None
 
     async def receive(self) -> Message:
         """A piece of the body, or that the caller has left, for which it waits."""

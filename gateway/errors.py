@@ -114,3 +114,9 @@ def error_headers(error: PlatformError) -> Mapping[str, str]:
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return headers
+
+
+def error_lines(error: PlatformError) -> bytes:
+    """`error_headers` and the content's type as header lines, for those who answer below the edge."""
+    headers = {**error_headers(error), "content-type": "application/json"}
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()

@@ -14,12 +14,12 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from http import HTTPStatus
 from itertools import cycle
 from typing import NamedTuple, Self
 
-from gateway.errors import Overloaded, encode_error, error_headers
+from gateway.errors import Overloaded, encode_error, error_lines
 from gateway.metrics import Metrics
+from gateway.request import STATUS_LINES
 from kernel import AuditRecord, Clock, PlatformError
 
 _log = logging.getLogger("penstock.overload")
@@ -141,10 +141,8 @@ class Refusal(NamedTuple):
         error = Overloaded(
             "This process has more to do than it can; try again in a moment.", retry_after_seconds=seconds
         )
-        lines = [*error_headers(error).items(), ("content-type", "application/json")]
-        head, body = "".join(f"{name}: {value}\r\n" for name, value in lines).encode(), encode_error(error)
-        status = HTTPStatus(error.status)
-        begin = f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+        head, body = error_lines(error), encode_error(error)
+        begin = STATUS_LINES[error.status]
         return cls(b"%b%bcontent-length: %d\r\n\r\n%b" % (begin, head, len(body), body), head, body)
 
 

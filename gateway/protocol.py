@@ -24,7 +24,7 @@ from gateway.errors import (
     Overloaded,
     RequestTimeout,
     encode_error,
-    error_headers,
+    error_lines,
 )
 from gateway.exchange import Connection
 from gateway.overload import Admission, is_one_turn
@@ -145,6 +145,10 @@ class HttpProtocol(asyncio.Protocol):
             return b"\r\n".join([*head, b"", data[upgrade.args[0] :]])
         return b""
 
+    @property
+    def _head_fits(self) -> bool:
+        return self._head_since is None or self._head_bytes <= HEADER_BYTES_MAX
+
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
         # What follows a last request is for `data_received` to pass over, not for the parser to refuse.
@@ -165,10 +169,6 @@ class HttpProtocol(asyncio.Protocol):
             self._drained.set_result(None)
 
     # httptools' callbacks
-
-    @property
-    def _head_fits(self) -> bool:
-        return self._head_since is None or self._head_bytes <= HEADER_BYTES_MAX
 
     def on_message_begin(self) -> None:
         """A head begins; a connection that was idle may take as long as any for it."""
@@ -325,18 +325,21 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(InternalError("Something went wrong on our side."))
 
     def _refuse(self, error: PlatformError) -> None:
-        """Answer below HTTP and close; where another request is being answered, let that be the last."""
+        """Answer below HTTP and close; where whole requests before it are still to be answered, close after those."""
         self._over = True
+        if self._waiting and self._waiting[-1] is self._coming:
+            self._waiting.pop()  # what is wrong is in its body
         answering = self._answering
-        under_way = answering is not None and not answering.is_answered
-        if answering is not None and under_way and (answering is not self._coming or answering.has_begun):
-            answering.is_last = True
-            self._waiting.clear()
+        due = [] if answering is None or answering.is_answered else [answering]
+        if due == [self._coming] and not due[0].has_begun:
+            due.clear()  # what is wrong is in its body, and this is its answer
+        due.extend(self._waiting)
+        if due:
+            due[-1].is_last = True
             return
         body = encode_error(error)
-        headers = {**error_headers(error), "content-type": "application/json", "content-length": str(len(body))}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.transport.write(STATUS_LINES[error.status] + f"{lines}connection: close\r\n\r\n".encode() + body)
+        framing = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINES[error.status] + error_lines(error) + framing + body)
         self.transport.close()
         if answering is not None:
             answering.lose()

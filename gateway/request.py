@@ -43,7 +43,6 @@ class Request:
             raw, query = url.path or b"/", url.query or b""
         path = raw.decode("ascii")
         self.method = method
-        self.target = target
         self.path = unquote(path) if "%" in path else path
         self.query = query
         self.headers = headers

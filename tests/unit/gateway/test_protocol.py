@@ -131,6 +131,14 @@ async def test_what_is_no_request_is_refused_after_the_answer_before_it(line: Li
     assert line.transport.is_closed
 
 
+async def test_all_that_came_before_what_is_no_request_is_answered_first(line: Line) -> None:
+    line.protocol.data_received(REQUEST % b"one" + REQUEST % b"two" + b"nonsense\r\n\r\n")
+    line.booked.set_result(None)
+    await asyncio.sleep(0.05)
+    assert line.asked == ["/one", "/two"]
+    assert line.transport.is_closed
+
+
 async def test_an_idle_connection_is_closed_in_its_time_and_not_before(line: Line) -> None:
     line.booked.set_result(None)
     await line.hear(b"one")
