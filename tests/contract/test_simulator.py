@@ -226,7 +226,7 @@ async def test_wrong_keys_unknown_paths_and_bad_bodies_are_refused(simulator):
         ("POST", "/v1/chat/completions", {}, 401),
         ("POST", "/v1/chat/completions", right, 400),
         ("GET", "/v1/chat/completions", right, 405),
-        ("POST", "/v1/embeddings", right, 404),
+        ("POST", "/v1/videos", right, 404),
         ("GET", "/v1/models", right, 200),
     ]
     for method, path, headers, status in cases:

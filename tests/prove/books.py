@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
+import msgspec
 
 from tests.sim.invoice import Line
 
 Store = Path | str
+_OUTPUTS = frozenset({"output", "reasoning", "audio_output"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +95,15 @@ def compare(invoice: Iterable[Line], attempts: Mapping[str, Attempt], *, reconci
 
 def tokens_of(line: Line) -> dict[str, int]:
     """A line's tokens by component."""
-    tokens = line.tokens
-    return {name: getattr(tokens, name) for name in ("input", "cached_input", "cache_write", "output", "reasoning")}
+    return msgspec.structs.asdict(line.tokens)
 
 
 def _input(tokens: Mapping[str, int]) -> int:
-    return sum(count for part, count in tokens.items() if part not in {"output", "reasoning"})
+    return sum(count for part, count in tokens.items() if part not in _OUTPUTS)
 
 
 def _output(tokens: Mapping[str, int]) -> int:
-    return sum(count for part, count in tokens.items() if part in {"output", "reasoning"})
+    return sum(count for part, count in tokens.items() if part in _OUTPUTS)
 
 
 def write_invoice(invoice: Iterable[Line], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -10,6 +10,7 @@ from tests.sim.ask import Ask
 from tests.sim.invoice import Finish, Tokens
 
 _encode = msgspec.json.encode
+Said = tuple[dict[str, Any], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +19,31 @@ class Event:
 
     data: bytes
     generated: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the simulator says to `ask` under one id, second by second the same."""
+    """What the simulator says to `ask` under one number, second by second the same; each wire has its own kinds.
+
+    tells: the components that its usage tells apart; the rest is plain input or output. billed: whether it costs
+    anything at all.
+    """
+
+    tells: ClassVar[frozenset[str]] = frozenset()
+    billed: ClassVar[bool] = True
 
     ask: Ask
-    answer_id: str
+    number: str
     created: int
+
+    def say(self) -> Iterator[Said]:
+        """Each event of the stream, with how many text tokens have been sent after it."""
+        raise NotImplementedError
+
+    def whole(self) -> dict[str, Any]:
+        """The answer at once."""
+        raise NotImplementedError
 
     @property
     def total(self) -> int:
@@ -40,117 +57,46 @@ class Answer:
 
     def tokens(self, generated: int, *, started: bool = True) -> Tokens:
         """What is billed, and reported, after so many text tokens; reasoning comes before the first event."""
-        script = self.ask.script
+        ask, script = self.ask, self.ask.script
         if script.usage == "zero":
             return Tokens()
-        cached = min(script.cached, self.ask.prompt_tokens)
-        cache_write = min(script.cache_write, self.ask.prompt_tokens - cached)
+        tells, times = self.tells, ask.choices if started else 0
+        cached = min(script.cached, ask.prompt.text) if "cached_input" in tells else 0
+        written = min(script.cache_write, ask.prompt.text - cached) if "cache_write" in tells else 0
+        kept = min(script.cache_write_1h, ask.prompt.text - cached - written) if "cache_write_1h" in tells else 0
+        image = ask.prompt.image if "image_input" in tells else 0
+        heard = ask.prompt.audio if "audio_input" in tells else 0
+        thought = ask.reasoning * times if "reasoning" in tells else 0
+        spoken = ask.audio * times if "audio_output" in tells else 0
         return Tokens(
-            input=self.ask.prompt_tokens - cached - cache_write,
+            input=ask.prompt.total - cached - written - kept - image - heard,
             cached_input=cached,
-            cache_write=cache_write,
-            output=generated,
-            reasoning=self.ask.reasoning * self.ask.choices if started else 0,
+            cache_write=written,
+            cache_write_1h=kept,
+            audio_input=heard,
+            image_input=image,
+            output=generated + (ask.reasoning + ask.audio) * times - thought - spoken,
+            reasoning=thought,
+            audio_output=spoken,
         )
 
     def events(self) -> Iterator[Event]:
-        """The stream without its [DONE]: role, tokens and end of each choice, then usage where it was asked for."""
-        generated = 0
-        for choice in range(self.ask.choices):
-            yield self._event(choice, self._opening(choice), 0, padded=choice == 0)
-        for piece in self.ask.pieces:
-            for choice in range(self.ask.choices):
-                generated += 1
-                yield self._event(choice, self._delta(piece), generated)
-        for choice in range(self.ask.choices):
-            yield self._event(choice, {}, generated, reason=self._reason())
-        if self.ask.include_usage and self.ask.script.usage != "missing":
-            last = Event(_encode(self._chunk() | {"choices": [], "usage": self._usage(generated)}), generated)
-            yield from [last] * (2 if self.ask.script.usage == "duplicate" else 1)
+        """The stream, but for an end that is no event of its own."""
+        padding = self._padding
+        for said, generated in self.say():
+            yield Event(_encode(said | padding if padding else said), generated, self.name_of(said))
+            padding = {}
 
     def body(self) -> bytes:
-        """The whole answer at once."""
-        message = self._message()
-        choices = [
-            {"index": index, "message": message, "logprobs": None, "finish_reason": self._reason()}
-            for index in range(self.ask.choices)
-        ]
-        whole = self._chunk() | {"object": "chat.completion", "choices": choices}
-        if self.ask.script.usage != "missing":
-            whole["usage"] = self._usage(self.total)
-        if self.ask.script.event_bytes:
-            whole["obfuscation"] = "x" * self.ask.script.event_bytes
-        return _encode(whole)
+        """The whole answer."""
+        return _encode(self.whole() | self._padding)
 
-    def _event(
-        self, choice: int, delta: dict[str, Any], generated: int, *, reason: str | None = None, padded: bool = False
-    ) -> Event:
-        choices = [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
-        chunk = self._chunk() | {"choices": choices}
-        if self.ask.script.usage == "cumulative":
-            chunk["usage"] = self._usage(generated)
-        elif self.ask.include_usage:
-            chunk["usage"] = None
-        if padded and self.ask.script.event_bytes:
-            # OpenAI pads its events in this field too; it is no content, so it costs no token.
-            chunk["obfuscation"] = "x" * self.ask.script.event_bytes
-        return Event(_encode(chunk), generated)
+    def name_of(self, said: dict[str, Any]) -> str:
+        """What the event is called in front of its data."""
+        return ""
 
-    def _chunk(self) -> dict[str, Any]:
-        return {
-            "id": self.answer_id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.ask.model,
-            "system_fingerprint": "fp_sim",
-        }
-
-    def _opening(self, choice: int) -> dict[str, Any]:
-        if self.ask.tool is None:
-            return {"role": "assistant", "content": "", "refusal": None}
-        call = {"index": 0, "id": self._call_id(choice), "type": "function"}
-        return {"role": "assistant", "content": None, "tool_calls": [call | {"function": self._function("")}]}
-
-    def _delta(self, piece: str) -> dict[str, Any]:
-        if self.ask.tool is None:
-            return {"content": piece}
-        return {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
-
-    def _message(self) -> dict[str, Any]:
-        text = "".join(self.ask.pieces)
-        if self.ask.tool is None:
-            return {"role": "assistant", "content": text, "refusal": None}
-        call = {"id": self._call_id(0), "type": "function", "function": self._function(text)}
-        return {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}
-
-    def _function(self, arguments: str) -> dict[str, Any]:
-        return {"name": self.ask.tool, "arguments": arguments}
-
-    def _call_id(self, choice: int) -> str:
-        return f"call_{self.answer_id.removeprefix('chatcmpl-')}_{choice}"
-
-    def _reason(self) -> str:
-        if self.ask.cut_short:
-            return "length"
-        return "tool_calls" if self.ask.tool else "stop"
-
-    def _usage(self, generated: int) -> dict[str, Any]:
-        used = self.tokens(generated)
-        prompt = used.input + used.cached_input + used.cache_write
-        completion = used.output + used.reasoning
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {
-                "cached_tokens": used.cached_input,
-                "cache_write_tokens": used.cache_write,
-                "audio_tokens": 0,
-            },
-            "completion_tokens_details": {
-                "reasoning_tokens": used.reasoning,
-                "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
-            },
-        }
+    @property
+    def _padding(self) -> dict[str, str]:
+        """OpenAI pads its events in this field too; it is no content, so it costs no token."""
+        event_bytes = self.ask.script.event_bytes
+        return {"obfuscation": "x" * event_bytes} if event_bytes else {}

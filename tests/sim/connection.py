@@ -1,6 +1,6 @@
 """HTTP/1.1 down to the byte: requests read one after the other, answers written, split, cut or reset at will.
 
-It knows nothing of chat. A client that leaves, or half-closes, ends the task that serves it.
+It knows no vendor. A client that leaves, or half-closes, ends the task that serves it.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from urllib.parse import parse_qsl
 
 import httptools
 
@@ -25,6 +26,7 @@ class Request:
 
     method: str = ""
     path: str = ""
+    query: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     keep_alive: bool = True
@@ -135,7 +137,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._reading.method = self._parser.get_method().decode("latin-1")
-        self._reading.path = self._reading.path.partition("?")[0]
+        self._reading.path, _, query = self._reading.path.partition("?")
+        self._reading.query = dict(parse_qsl(query, keep_blank_values=True))
         self._reading.keep_alive = self._parser.should_keep_alive()
         self._waiting.append(self._reading)
         self._next()

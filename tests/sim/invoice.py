@@ -25,8 +25,23 @@ class Tokens(msgspec.Struct, frozen=True):
     input: int = 0
     cached_input: int = 0
     cache_write: int = 0
+    cache_write_1h: int = 0
+    audio_input: int = 0
+    image_input: int = 0
     output: int = 0
     reasoning: int = 0
+    audio_output: int = 0
+
+    @property
+    def completion(self) -> int:
+        """All that came out."""
+        return self.output + self.reasoning + self.audio_output
+
+    @property
+    def prompt(self) -> int:
+        """All that went in."""
+        whole: int = sum(msgspec.structs.astuple(self))
+        return whole - self.completion
 
 
 class Line(msgspec.Struct, frozen=True):

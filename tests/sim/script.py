@@ -28,12 +28,13 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status line.
 
     tokens, text: what to say, per choice. pace_ms: wait before each event. first_ms: wait before the status line.
-    stall_at: nothing more, for ever (`ping_ms`: but SSE comments at this pace). rst_at, fin_at: the connection is
+    stall_at: nothing more, for ever (`ping_ms`: but pings of the wire at this pace). rst_at, fin_at: the connection is
     reset, or closed in mid-body. end_at: the body ends properly, the answer does not. error_at: an error event, then
     the end (without a stream: 500). malformed_at: one event that is no JSON, then on. split: pieces of so many bytes.
-    usage `zero` is reported and billed as such. cached, cache_write: of the prompt's tokens. reasoning: tokens beside
-    the text, under the same ceiling. status: an error answer, not billed unless `bill_errors`. event_bytes: the first
-    event is at least this large and no token more.
+    usage `zero` is reported and billed as such. cached, cache_write, cache_write_1h: of the prompt's tokens. reasoning,
+    audio_output: tokens beside the text, under the same ceiling. What a wire has no word for is plain input or output
+    there. status: an error answer, not billed unless `bill_errors`. event_bytes: the first event is at least this large
+    and no token more.
     """
 
     tokens: Count | None = None
@@ -51,7 +52,9 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     usage: Literal["normal", "missing", "duplicate", "cumulative", "zero"] = "normal"
     cached: Count = 0
     cache_write: Count = 0
+    cache_write_1h: Count = 0
     reasoning: Count = 0
+    audio_output: Count = 0
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
     retry_after: Milliseconds | None = None
     bill_errors: bool = False

@@ -1,5 +1,6 @@
 """The provider simulator as a process: `python -m tests.sim.upstream --port 0 --invoice FILE --ready FILE`.
 
+It speaks OpenAI's wire, Anthropic's, Gemini's and Azure's, each at the paths and with the key header of its vendor.
 It listens on 127.0.0.1 only, says where in the ready file, and ends on SIGTERM or SIGINT with every bill closed.
 """
 
@@ -19,7 +20,7 @@ from tests.sim.provider import Provider
 
 def main() -> None:
     """Serve until told to stop."""
-    parser = argparse.ArgumentParser(description="A provider of OpenAI's wire with an invoice of its own.")
+    parser = argparse.ArgumentParser(description="A provider of every wire with an invoice of its own.")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--invoice", type=Path, required=True)
     parser.add_argument("--ready", type=Path, required=True, help='will hold {"port": ..., "pid": ...}')

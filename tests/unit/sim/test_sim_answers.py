@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sim.answer import Answer
-from tests.sim.ask import MODELS, Ask, Refusal, instance, read_ask, scripted_refusal
+from tests.sim.ask import MODELS, Ask
 from tests.sim.invoice import Finish, Tokens
+from tests.sim.openai import Chat, error_of
+from tests.sim.openai_ask import read_chat
+from tests.sim.refusal import Refusal, scripted_refusal
+from tests.sim.schema import instance
 from tests.sim.script import Fault, Script, read_script
 from tests.sim.tokens import count, cut, words
 
@@ -17,14 +20,14 @@ texts = st.text(st.characters(codec="utf-8"), max_size=200)
 
 def ask(message="hello", **fields) -> Ask:
     body = {"model": "sim-small", "messages": [{"role": "user", "content": message}]} | fields
-    return read_ask(json.dumps(body).encode())
+    return read_chat(json.dumps(body).encode())
 
 
-def scripted(**script) -> Answer:
-    return Answer(ask("sim: " + json.dumps(script), stream=True), "chatcmpl-1", 1)
+def scripted(**script) -> Chat:
+    return Chat(ask("sim: " + json.dumps(script), stream=True), "1", 1)
 
 
-def events_of(answer: Answer) -> list[dict]:
+def events_of(answer: Chat) -> list[dict]:
     return [json.loads(event.data) for event in answer.events()]
 
 
@@ -47,11 +50,11 @@ def test_as_many_words_as_tokens():
 
 def test_a_prompt_counts_the_text_of_all_messages_and_parts():
     messages = [{"role": "system", "content": "12345"}, {"role": "user", "content": [{"type": "text", "text": "1234"}]}]
-    assert ask(messages=messages).prompt_tokens == 3
+    assert ask(messages=messages).prompt.total == 3
 
 
 def test_the_ceiling_cuts_the_answer_and_says_length():
-    answer = Answer(ask('sim: {"tokens": 50}', max_tokens=20), "chatcmpl-1", 1)
+    answer = Chat(ask('sim: {"tokens": 50}', max_tokens=20), "1", 1)
     assert answer.total == 20
     assert answer.finish is Finish.LENGTH
     assert json.loads(answer.body())["choices"][0]["finish_reason"] == "length"
@@ -96,7 +99,7 @@ def test_a_stream_joined_is_the_whole_answer():
 def test_usage_comes_last_and_only_where_it_was_asked_for():
     plain = events_of(scripted(tokens=2))
     assert all("usage" not in event for event in plain)
-    asked = events_of(Answer(ask(stream=True, stream_options={"include_usage": True}), "chatcmpl-1", 1))
+    asked = events_of(Chat(ask(stream=True, stream_options={"include_usage": True}), "1", 1))
     assert all(event["usage"] is None for event in asked[:-1])
     assert asked[-1]["choices"] == []
     assert asked[-1]["usage"]["completion_tokens"] == 11
@@ -105,7 +108,7 @@ def test_usage_comes_last_and_only_where_it_was_asked_for():
 @pytest.mark.parametrize(("manner", "times"), [("normal", 1), ("missing", 0), ("duplicate", 2)])
 def test_usage_may_be_missing_or_come_twice(manner, times):
     asked = ask("sim: " + json.dumps({"usage": manner}), stream=True, stream_options={"include_usage": True})
-    assert sum(bool(event.get("usage")) for event in events_of(Answer(asked, "chatcmpl-1", 1))) == times
+    assert sum(bool(event.get("usage")) for event in events_of(Chat(asked, "1", 1))) == times
 
 
 def test_cumulative_usage_grows_to_the_total():
@@ -115,11 +118,11 @@ def test_cumulative_usage_grows_to_the_total():
 
 def test_events_say_how_much_was_generated():
     asked = ask('sim: {"tokens": 2}', stream=True, n=2)
-    assert [event.generated for event in Answer(asked, "chatcmpl-1", 1).events()] == [0, 0, 1, 2, 3, 4, 4, 4]
+    assert [event.generated for event in Chat(asked, "1", 1).events()] == [0, 0, 1, 2, 3, 4, 4, 4]
 
 
 def test_each_choice_has_its_role_its_text_and_its_end():
-    events = events_of(Answer(ask(stream=True, n=2), "chatcmpl-1", 1))
+    events = events_of(Chat(ask(stream=True, n=2), "1", 1))
     for index in (0, 1):
         mine = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
         assert mine[0]["delta"]["role"] == "assistant"
@@ -153,7 +156,7 @@ def test_the_named_tool_is_called():
 def test_streamed_arguments_joined_are_the_call():
     schema = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
     tool = {"type": "function", "function": {"name": "tide", "parameters": schema}}
-    answer = Answer(ask(tools=[tool], stream=True), "chatcmpl-1", 1)
+    answer = Chat(ask(tools=[tool], stream=True), "1", 1)
     calls = [call for event in events_of(answer) for call in event["choices"][0]["delta"].get("tool_calls", ())]
     assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"place": "x"}
     assert json.loads(answer.body())["choices"][0]["finish_reason"] == "tool_calls"
@@ -189,19 +192,20 @@ def test_a_schema_without_end_is_refused():
         ({"max_tokens": 0}, "max_tokens"),
         ({"stream": 3}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"model": None}, "model"),
     ],
 )
 def test_a_bad_body_is_refused_with_the_field_at_fault(fields, param):
     with pytest.raises(Refusal) as caught:
         ask(**fields)
     assert (caught.value.status, caught.value.param) == (400, param)
-    assert set(json.loads(caught.value.body())["error"]) == {"message", "type", "param", "code"}
+    assert set(error_of(caught.value)["error"]) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": "sim-small"}', b"\xff"])
 def test_what_is_no_request_is_refused(body):
     with pytest.raises(Refusal) as caught:
-        read_ask(body)
+        read_chat(body)
     assert caught.value.status == 400
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.answer import Answer
-from tests.sim.ask import read_ask
+from tests.sim.bill import Bill, Stats
 from tests.sim.invoice import Finish, Invoice, read_invoice
-from tests.sim.provider import Bill, Stats
+from tests.sim.openai import Chat
+from tests.sim.openai_ask import read_chat
 
 
 def bill(invoice: Invoice, stats: Stats) -> Bill:
     body = {"model": "sim-small", "messages": [{"role": "user", "content": 'sim: {"tokens": 5, "reasoning": 2}'}]}
-    answer = Answer(read_ask(json.dumps(body).encode()), "chatcmpl-1", 1)
-    return Bill(invoice, stats, answer, request_id="req_1", client_id="turn/1")
+    answer = Chat(read_chat(json.dumps(body).encode()), "1", 1)
+    return Bill(invoice, stats, answer, ("req_1", "turn/1"))
 
 
 @pytest.fixture
