@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 _PICO_PER_USD_PER_MILLION = 1_000_000
 _ALWAYS = datetime.min.replace(tzinfo=UTC)
+_NO_BASES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,12 @@ class Book:
     )
 
     @classmethod
-    def of(cls, documents: Iterable[Document]) -> "Book":
-        """The book that these documents say; other kinds are passed over. Raises InvalidDeclaration."""
+    def of(cls, documents: Iterable[Document], bases: Mapping[str, str] = _NO_BASES) -> "Book":
+        """The book that these documents say; other kinds are passed over. Raises InvalidDeclaration.
+
+        bases: model to the one it was made from, which has none itself. Until a price of its own is in force, a model
+        costs what its base costs, under the name of that price.
+        """
         prices: dict[str, list[Price]] = {}
         scopes: dict[tuple[str, str], list[Budget]] = {}
         for document in documents:
@@ -41,13 +47,12 @@ class Book:
             elif document.kind == "budget":
                 budget = budget_of(document)
                 scopes.setdefault((budget.scope, budget.of), []).append(budget)
-        return cls(
-            {model: _newest_first(model, known) for model, known in prices.items()},
-            {scope: tuple(budgets) for scope, budgets in scopes.items()},
-        )
+        own = {model: _newest_first(model, known) for model, known in prices.items()}
+        inherited = {model: own.get(model, ()) + own[base] for model, base in bases.items() if base in own}
+        return cls(own | inherited, {scope: tuple(budgets) for scope, budgets in scopes.items()})
 
     def price(self, model: str, at: datetime) -> Price | None:
-        """The model's price with the latest `valid_from` that is not after `at`."""
+        """The model's own price with the latest `valid_from` that is not after `at`, else its base's."""
         for price in self.prices.get(model, ()):
             if price.valid_from <= at:
                 return price

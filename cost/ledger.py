@@ -16,7 +16,7 @@ from cost.entries import Closing, Entry, Hold, TurnEntries
 from cost.settings import LedgerSettings
 from cost.store import LedgerStore
 from cost.turns import Attempt, Desk, Turn
-from kernel import AuditRecord, AuditSink, Caller, ChatRequest, Clock, Plan, StoreUnavailable
+from kernel import AuditRecord, AuditSink, Caller, Clock, ModelRequest, Plan, StoreUnavailable
 
 __all__ = ["Attempt", "Ledger", "Turn"]
 
@@ -88,7 +88,7 @@ class Ledger:
                     await self._store.end_lease(self._process)
         await self._store.close()
 
-    def turn(self, caller: Caller, request: ChatRequest, plan: Plan, admission: AuditRecord) -> Turn:
+    def turn(self, caller: Caller, request: ModelRequest, plan: Plan, admission: AuditRecord) -> Turn:
         """One request's place in the books; `admission` is written with its first hold."""
         return Turn(self._desk, caller, request, plan, admission)
 

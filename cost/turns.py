@@ -23,9 +23,9 @@ from cost.settings import LedgerSettings
 from kernel import (
     AuditRecord,
     Caller,
-    ChatRequest,
     Clock,
     Component,
+    ModelRequest,
     Plan,
     PlatformError,
     StoreUnavailable,
@@ -54,7 +54,7 @@ class Turn:
     caller is told; gone, nobody is left to tell. Without either it is this process that stops.
     """
 
-    def __init__(self, desk: Desk, caller: Caller, request: ChatRequest, plan: Plan, admission: AuditRecord) -> None:
+    def __init__(self, desk: Desk, caller: Caller, request: ModelRequest, plan: Plan, admission: AuditRecord) -> None:
         assert admission.turn_id is not None
         self.id = admission.turn_id
         self.attempts: list[Attempt] = []

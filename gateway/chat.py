@@ -1,4 +1,7 @@
-"""A chat turn from admission to its last closing, read downward. Each line is one step; the noun does the work.
+"""A turn from admission to its last closing, read downward. Each line is one step; the noun does the work.
+
+Chats, messages, completions, embeddings and counts of tokens all pass here; what tells them apart is their wire, which
+doors.py reads and the router's upstreams speak.
 
 No step hides in middleware or a callback. It awaits the limits, the hold and the upstream, and for a long text the
 thread that looks through it; edge.py identifies before it and waits for the books after it.
@@ -13,7 +16,7 @@ import msgspec
 from cost import Attempt, Ledger
 from gateway.trace import Trace
 from governance import Guard, Limits, Policy
-from kernel import Caller, ChatReply, ChatRequest, Chunk, Plan
+from kernel import Caller, Chunk, ModelReply, ModelRequest, Plan
 from router import ModelNotFound, Router, UpstreamCall, Upstreams
 
 _BYTES_PER_TOKEN = 4
@@ -23,7 +26,7 @@ _INSPECTED_AT_ONCE_BYTES_MAX = 1024 * 1024  # the guard takes a third of a milli
 
 
 class Chat:
-    """Answers chat requests through the five beats, whole or streamed."""
+    """Answers requests for models through the five beats, whole or streamed."""
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class Chat:
         self.ledger = ledger
         self.upstreams = upstreams
 
-    async def complete(self, caller: Caller, request: ChatRequest, trace: Trace) -> ChatReply:
+    async def complete(self, caller: Caller, request: ModelRequest, trace: Trace) -> ModelReply:
         """The whole answer of the first target that gives one. Raises PlatformError."""
         caller, plan = await self._admit(caller, request, trace)
         async with self.ledger.turn(caller, request, plan, trace.admission()) as turn:
@@ -55,7 +58,7 @@ class Chat:
                     return reply
         raise turn.failure()
 
-    async def stream(self, caller: Caller, request: ChatRequest, trace: Trace) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, caller: Caller, request: ModelRequest, trace: Trace) -> AsyncGenerator[Chunk, None]:
         """The answer event by event; after the first content no other target is tried. Raises PlatformError.
 
         Events without content are kept back until content comes, so that a target which fails before it has
@@ -86,11 +89,11 @@ class Chat:
                     return
         raise turn.failure()
 
-    async def _admit(self, caller: Caller, request: ChatRequest, trace: Trace) -> tuple[Caller, Plan]:
+    async def _admit(self, caller: Caller, request: ModelRequest, trace: Trace) -> tuple[Caller, Plan]:
         trace.caller = caller = caller.raised(request.hints.data_class or caller.data_class)
         trace.caller = caller = await self._inspected(caller, request, trace)
         plan = self._known(caller, request)  # 404 for what it may not know of
-        trace.facts |= {"requested": request.model, "why": list(plan.why)}
+        trace.facts |= {"requested": request.model, "operation": request.operation, "why": list(plan.why)}
         trace.caller = caller = caller.acting_for(self.policy.use_case(caller, request.hints.use_case))
         plan, verdict = self.policy.allowed(caller, plan)  # 403 before anything costs
         trace.facts |= {"plan": [target.name for target in plan], "policy": verdict.as_json()}
@@ -101,7 +104,7 @@ class Chat:
         trace.beat("admit")
         return caller, plan
 
-    async def _inspected(self, caller: Caller, request: ChatRequest, trace: Trace) -> Caller:
+    async def _inspected(self, caller: Caller, request: ModelRequest, trace: Trace) -> Caller:
         """The caller with the data class that its content asks for; a long text is looked through beside the loop."""
         if request.size < _INSPECTED_AT_ONCE_BYTES_MAX:
             caller, found = self.guard.inspect(caller, request)
@@ -110,15 +113,17 @@ class Chat:
         trace.facts["scan"] = found.as_json()
         return caller
 
-    def _known(self, caller: Caller, request: ChatRequest) -> Plan:
+    def _known(self, caller: Caller, request: ModelRequest) -> Plan:
         plan = self.router.plan(request)
         visible = tuple(target for target in plan if self.policy.visible(caller, target))
         if not visible:
             raise ModelNotFound(request.model)
-        return plan if len(visible) == len(plan.targets) else msgspec.structs.replace(plan, targets=visible)
+        plan = plan if len(visible) == len(plan.targets) else msgspec.structs.replace(plan, targets=visible)
+        plan = self.router.current(plan)  # 404 where all of it is retired
+        return self.router.offering(plan, request.operation)  # 400 where none of them does this
 
 
-def _likely_tokens(request: ChatRequest, plan: Plan) -> int:
+def _likely_tokens(request: ModelRequest, plan: Plan) -> int:
     """What the turn will probably use, for limits on tokens: charged now, corrected when usage is known."""
     asked = _LIKELY_OUTPUT_TOKENS if request.output_tokens_max is None else request.output_tokens_max
     answer = min(asked, max(target.output_tokens_max for target in plan))

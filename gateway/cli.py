@@ -20,6 +20,7 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from cost import BudgetState, InvalidReport, ReconcileReport, read_csv, read_jsonl
+from gateway import cli_targets
 from gateway.doctor import diagnose
 from gateway.ownership import AlreadyServed
 from gateway.schema import NotDurable, SchemaBusy, SchemaNewer, migrate
@@ -28,7 +29,7 @@ from gateway.serve import serve as run_server
 from gateway.settings import Settings
 from gateway.wiring import Platform, build
 from governance import Allowance, Change, NewKey, render
-from kernel import ChatRequest, Hints, Plan, PlatformError, Role, format_usd
+from kernel import Hints, ModelRequest, Plan, PlatformError, Role, format_usd
 from router import prompt_bytes
 
 Result = TypeVar("Result")
@@ -234,10 +235,10 @@ def aliases_explain(
 ) -> None:
     """Show where a request goes before policy, and why. Example: penstock aliases explain auto --task-type code."""
     hints = Hints(task_type=task_type, max_latency_ms=max_latency_ms, quality_level=quality_level)
-    request = ChatRequest(name, {}, input_tokens_max=prompt_bytes(prompt_tokens), hints=hints)
+    request = ModelRequest(name, {}, input_tokens_max=prompt_bytes(prompt_tokens), hints=hints)
 
     async def work(platform: Platform) -> tuple[Plan, frozenset[str]]:
-        return platform.router.plan(request), platform.snapshot.catalogue().draining
+        return platform.router.current(platform.router.plan(request)), platform.snapshot.catalogue().draining
 
     plan, draining = _run(work)
     targets = [{"target": each.name, "provider": each.provider, "draining": each.name in draining} for each in plan]
@@ -352,3 +353,6 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
             )
         )
     _out.print(table)
+
+
+app.add_typer(cli_targets.commands(_run, _show), name="models")

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from hmac import compare_digest
 from http import HTTPStatus
 from types import MappingProxyType
@@ -20,7 +21,7 @@ import msgspec
 from cost import Ledger, Turn
 from gateway.asgi import AsgiApplication, hand_over
 from gateway.chat import Chat
-from gateway.dialect import read_chat
+from gateway.doors import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, Door
 from gateway.errors import (
     AppKeyRequired,
     CallerGone,
@@ -28,17 +29,17 @@ from gateway.errors import (
     MethodNotAllowed,
     NotFound,
     ShuttingDown,
-    encode_error,
     error_headers,
     status_of,
 )
 from gateway.exchange import Connection, Exchange
 from gateway.history import History
+from gateway.listing import leaving_headers, model_facts
 from gateway.metrics import Metrics
 from gateway.trace import Trace
 from governance import InvalidKey, Keys, Policy, RateLimited
-from kernel import Caller, ChatRequest, Chunk, Clock, Plan, PlatformError, format_usd
-from router import Catalogue
+from kernel import Caller, Clock, ModelRequest, Plan, PlatformError, Target, format_usd
+from router import Catalogue, dropped
 
 _log = logging.getLogger("penstock.edge")
 
@@ -46,6 +47,9 @@ TurnLog = Callable[[str, str, Mapping[str, object]], None]
 
 # Without Redis limits are tighter and everything else goes on.
 _GOOD_STATES = frozenset({"ok", "away"})
+_MODEL: Mapping[str, object] = MappingProxyType(
+    {"object": "model", "created": 0, "owned_by": "penstock", "type": "model", "created_at": "1970-01-01T00:00:00Z"}
+)
 _EVENTS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 
 
@@ -59,12 +63,17 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A row of the table: how it is called, by whom, and what answers. A path that ends in `/` takes an id."""
+    """A row of the table: how it is called, by whom, and what answers. A path that ends in `/` takes an id.
+
+    door: whose wire it speaks, in errors at least. asks_model: it is a turn, and passes the five beats.
+    """
 
     method: str
     path: str
     access: Access
     answer: Callable[[Exchange], Awaitable[None]]
+    door: Door = CHAT
+    asks_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +124,16 @@ class Edge:
             Endpoint("GET", "/metrics", Access.OPEN, self.metrics_page),
             Endpoint("GET", "/v1/models", Access.APP, self.models),
             Endpoint("GET", "/v1/requests/", Access.KEY, self.request),
-            Endpoint("POST", "/v1/chat/completions", Access.APP, self.chat_completions),
+            *(
+                Endpoint("POST", path, Access.APP, self.turn, door, asks_model=True)
+                for path, door in (
+                    ("/v1/chat/completions", CHAT),
+                    ("/v1/completions", COMPLETIONS),
+                    ("/v1/embeddings", EMBEDDINGS),
+                    ("/v1/messages", MESSAGES),
+                    ("/v1/messages/count_tokens", COUNT_TOKENS),
+                )
+            ),
         )
         self._rows = MappingProxyType({row.path: row for row in self.endpoints})
         self._unknown_keys = RefusalMeter(clock)
@@ -125,8 +143,9 @@ class Edge:
 
     async def __call__(self, connection: Connection) -> None:
         """One exchange: identify, find the row, answer; every error becomes OpenAI's error object."""
-        x = Exchange(connection, Trace(self.clock))
-        row = self._rows.get(x.path) or self._rows.get(x.path[: x.path.rfind("/") + 1])
+        path = connection.path
+        row = self._rows.get(path) or self._rows.get(path[: path.rfind("/") + 1])
+        x = Exchange(connection, Trace(self.clock), CHAT if row is None else row.door)
         try:
             await self._answer(x, row)
         except PlatformError as refusal:
@@ -196,12 +215,14 @@ class Edge:
     # What has a caller
 
     async def models(self, x: Exchange) -> None:
-        """The names this caller may use, in OpenAI's list shape."""
+        """The names this caller may use, in a shape that is OpenAI's list and Anthropic's at once."""
         assert x.caller is not None
-        catalogue = self.catalogue()
-        names = [name for name in catalogue.names() if self._usable(x.caller, catalogue.reachable(name))]
-        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "penstock"} for name in names]
-        await self._reply(x, {"object": "list", "data": rows})
+        catalogue, today, knows = self.catalogue(), self.clock.now().date(), partial(self.policy.visible, x.caller)
+        names = [name for name in catalogue.names() if self._usable(x.caller, catalogue.reachable(name, today))]
+        facts = [model_facts(catalogue, name, today=today, knows=knows) for name in names]
+        rows = [{**_MODEL, "id": name, "display_name": name, **told} for name, told in zip(names, facts, strict=True)]
+        ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
+        await self._reply(x, {"object": "list", "data": rows, "has_more": False, **ends})
 
     def _usable(self, caller: Caller, plan: Plan) -> bool:
         """Whether the caller may use something of the plan for at least one of its use cases."""
@@ -216,8 +237,8 @@ class Edge:
             await asyncio.wait({self._settling[turn_id]}, timeout=self.limits.settle_seconds)
         await self._reply(x, await self.history.explain(x.caller, turn_id))
 
-    async def chat_completions(self, x: Exchange) -> None:
-        """A chat turn, whole or streamed; it ends settled, whoever ends it."""
+    async def turn(self, x: Exchange) -> None:
+        """A turn at any door, whole or streamed; it ends settled, whoever ends it."""
         self._open.add(x)
         try:
             failure = await self._turn(x)
@@ -236,7 +257,7 @@ class Edge:
             self._require_running()
             identified = self.keys.mark()
             body = await x.body(bytes_max=self.limits.body_bytes_max, seconds=self.limits.body_seconds)
-            request = read_chat(body, x.headers)
+            request = x.door.read(body, x.headers)
             with x.turn_running():
                 if not self.keys.is_unchanged(identified):
                     # A key may have been revoked while the body came; from here on its turns are found.
@@ -265,21 +286,22 @@ class Edge:
         if self.stopping():
             raise ShuttingDown("This process is stopping; send the request again.", retry_after_seconds=1)
 
-    async def _whole(self, x: Exchange, caller: Caller, request: ChatRequest) -> None:
+    async def _whole(self, x: Exchange, caller: Caller, request: ModelRequest) -> None:
         reply = await self.chat.complete(caller, request, x.trace)
         await x.reply(HTTPStatus.OK, reply.body, self._turn_headers(x, request))
 
-    async def _stream(self, x: Exchange, caller: Caller, request: ChatRequest) -> None:
+    async def _stream(self, x: Exchange, caller: Caller, request: ModelRequest) -> None:
+        event = x.door.event
         async with aclosing(self.chat.stream(caller, request, x.trace)) as chunks:
             async for chunk in chunks:
                 if not x.status:
                     x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
-                await x.write(_event(chunk, request, x.trace.turn), follows=chunk.more)
+                await x.write(event(chunk, request, x.trace.turn), follows=chunk.more)
         if not x.status:
             x.start(HTTPStatus.OK, [*_EVENTS, *self._turn_headers(x, request)])
-        await x.write(b"data: [DONE]\n\n")
+        await x.write(x.door.ending)
 
-    def _turn_headers(self, x: Exchange, request: ChatRequest) -> list[tuple[str, str]]:
+    def _turn_headers(self, x: Exchange, request: ModelRequest) -> list[tuple[str, str]]:
         turn, permit = x.trace.turn, x.trace.permit
         assert turn is not None
         assert permit is not None
@@ -293,11 +315,21 @@ class Edge:
         ]
         if not request.stream:
             headers.append(("x-penstock-cost-usd", format_usd(turn.cost_nano_usd)))
+        if x.door.id_header is not None:
+            headers.append((x.door.id_header, x.trace.turn_id))
         if attempt.was_lowered:
             headers.append(("x-penstock-max-output-tokens", str(attempt.output_tokens_max)))
+        if request.headers and (dropped := self._dropped(attempt.target, request)):
+            headers.append(("x-penstock-dropped", f"anthropic-beta: {','.join(dropped)}"))
         if x.trace.observed:
             headers.append(("x-penstock-observed", ",".join(x.trace.observed)))
+        headers += leaving_headers(self.catalogue(), attempt.target.name)
         return headers
+
+    def _dropped(self, target: Target, request: ModelRequest) -> tuple[str, ...]:
+        """What the caller asked of the provider by a flag, and the provider was not told."""
+        provider = self.catalogue().providers.get(target.provider)
+        return () if provider is None else dropped(request, provider)
 
     # Endings
 
@@ -347,14 +379,16 @@ class Edge:
 
     async def _refuse(self, x: Exchange, refusal: PlatformError) -> None:
         if x.status:
-            await x.write(b"data: " + encode_error(refusal) + b"\n\n")
+            await x.write(x.door.broken % x.door.error(refusal, x.trace.turn_id))
             return
         headers = dict(error_headers(refusal))
         if isinstance(refusal, RateLimited):
             headers |= refusal.headers
         elif x.trace.permit is not None:
             headers |= x.trace.permit.headers()
-        await x.reply(self._status(refusal), encode_error(refusal), headers.items())
+        if x.door.id_header is not None:
+            headers[x.door.id_header] = x.trace.turn_id
+        await x.reply(self._status(refusal), x.door.error(refusal, x.trace.turn_id), headers.items())
 
     async def _reply(self, x: Exchange, body: object, status: int = HTTPStatus.OK) -> None:
         await x.reply(status, msgspec.json.encode(body))
@@ -394,21 +428,6 @@ class RefusalMeter:
         self._taken += 1
         skipped, self._skipped = self._skipped, 0
         return skipped
-
-
-def _event(chunk: Chunk, request: ChatRequest, turn: Turn | None) -> bytes:
-    """What the caller is told of a chunk.
-
-    Usage is asked of every provider, for the books, and told only to callers who asked, with what the turn cost.
-    """
-    data = chunk.data
-    if chunk.usage_only:
-        if not request.include_usage:
-            return b""
-        assert turn is not None, "what carries usage was said in a turn"
-        cost = msgspec.json.encode({"cost_usd": format_usd(turn.cost_nano_usd)})
-        data = b'%b,"penstock":%b}' % (data.rstrip()[:-1], cost)
-    return b"data: %b\n\n" % data
 
 
 def _turn_line(x: Exchange, status: int, failure: PlatformError | None) -> dict[str, object]:

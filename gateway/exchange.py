@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
+from gateway.doors import Door
 from gateway.errors import CallerGone, RequestTimeout, RequestTooLarge
 from gateway.trace import Trace
 from kernel import Caller, PlatformError
@@ -70,10 +71,11 @@ class Connection(Protocol):
 
 
 class Exchange:
-    """A request being answered. `caller` is set once the key is known."""
+    """A request being answered, in the wire of its door. `caller` is set once the key is known."""
 
-    def __init__(self, connection: Connection, trace: Trace) -> None:
+    def __init__(self, connection: Connection, trace: Trace, door: Door) -> None:
         self.connection = connection
+        self.door = door
         self.path = connection.path
         self.method = connection.method
         self.headers = connection.headers

@@ -55,7 +55,7 @@ class Request:
         self._waiter: asyncio.Future[None] | None = None
         self._on_lost: Callable[[], None] | None = None
         self._head = b""
-        self._is_chunked = False
+        self._is_chunked = self._is_held_up = False
         self.rests_until: asyncio.Future[Any] | None = None
         self.rests_at_most_until = 0.0
 
@@ -74,6 +74,7 @@ class Request:
             self._wake()
         elif self._unread > _READ_AHEAD_BYTES_MAX:
             self._line.transport.pause_reading()
+            self._is_held_up = True
 
     def end(self) -> None:
         """All of the body has come."""
@@ -94,6 +95,7 @@ class Request:
         taken = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._unread = 0
+        self._read_on()  # or nobody would see the other side leave
         return taken
 
     async def more(self) -> None:
@@ -157,7 +159,13 @@ class Request:
         if not more:
             self.is_answered = True
             self._parts.clear()
+            self._read_on()  # to what follows, if nobody took this body
             self._line.done(self)
+
+    def _read_on(self) -> None:
+        if self._is_held_up:
+            self._is_held_up = False
+            self._line.transport.resume_reading()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

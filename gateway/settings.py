@@ -5,12 +5,13 @@ What operators change while we run (prices, policies, budgets, keys) is data in 
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
@@ -19,13 +20,18 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
-    """Read from `PENSTOCK_*` variables first, then `penstock.yaml` in the working folder, then these defaults."""
+    """Read from `PENSTOCK_*` variables first, then files of secrets, then `penstock.yaml` in the working folder.
+
+    What none of them names has the default below.
+    """
 
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid", yaml_file="penstock.yaml")
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8080
     data_dir: Path = Path("penstock-data")
+    secrets_dir: Path | None = None
+    """A folder with a file for each secret, named as its variable, as Docker and Kubernetes mount them."""
     database_url: SecretStr | None = None
     """`postgresql+asyncpg://...`; without it, SQLite in the data folder."""
     redis_url: SecretStr | None = None
@@ -39,6 +45,13 @@ class Settings(BaseSettings):
 
     metrics_token: SecretStr | None = None
     """What `/metrics` asks for as a bearer token; without it the page is open to whoever reaches the port."""
+
+    translator_url: str | None = None
+    """Where a translator that is deployed beside listens, `http://...`; without it, one is started when needed."""
+    translator_token: SecretStr | None = None
+    """What the translator at `translator_url` asks for."""
+    translator_python: Path = Path(".venv-translator/bin/python")
+    """The interpreter that runs the translator started here, from an environment of its own."""
 
     body_bytes_max: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     body_seconds: Seconds = 30
@@ -58,8 +71,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
+        if self.secrets_dir is not None and not self.secrets_dir.is_dir():
+            raise ValueError("secrets_dir (PENSTOCK_SECRETS_DIR) must be a folder: is it mounted?")
         if self.redis_url is not None and not self.redis_url.get_secret_value().startswith(("redis://", "rediss://")):
             raise ValueError("redis_url (PENSTOCK_REDIS_URL) must begin with redis:// or rediss://")
+        if (self.translator_url is None) is not (self.translator_token is None):
+            raise ValueError("translator_url and translator_token (PENSTOCK_TRANSLATOR_TOKEN) go together")
+        if self.translator_url is not None and not self.translator_url.startswith(("http://", "https://")):
+            raise ValueError("translator_url (PENSTOCK_TRANSLATOR_URL) must begin with http:// or https://")
         if self.budget_exhausted_status not in {402, 429}:
             raise ValueError("budget_exhausted_status (PENSTOCK_BUDGET_EXHAUSTED_STATUS) must be 402 or 429")
         if not self.store_url.startswith(("sqlite+aiosqlite:", "postgresql+asyncpg:")):
@@ -101,6 +120,18 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments win over the environment, the environment over the file."""
+        """Arguments win over the environment, the environment over secrets in files, those over penstock.yaml."""
         del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _SecretFiles(settings_cls), YamlConfigSettingsSource(settings_cls)
+
+
+class _SecretFiles(SecretsSettingsSource):
+    """The files in the folder that an argument or PENSTOCK_SECRETS_DIR names."""
+
+    def __call__(self) -> dict[str, Any]:
+        """What the files say; nothing where there is no such folder, which the settings then refuse."""
+        folder = self.current_state.get("secrets_dir")
+        if folder is None or not Path(folder).is_dir():
+            return {}
+        self.secrets_dir = folder
+        return super().__call__()

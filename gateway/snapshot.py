@@ -30,7 +30,9 @@ class View:
     def of(cls, documents: Iterable[Document]) -> "View":
         """Build every view, or raise InvalidDeclaration for the first document that does not fit the others."""
         documents = list(documents)
-        return cls(Directory.of(documents), Rules.of(documents), Catalogue.of(documents), Book.of(documents))
+        catalogue = Catalogue.of(documents)
+        rules, book = Rules.of(documents, catalogue.bases), Book.of(documents, catalogue.bases)
+        return cls(Directory.of(documents), rules, catalogue, book)
 
 
 class Snapshot:

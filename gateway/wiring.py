@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import cost.api
+import gateway.models_api
 import governance.api
 from cost import KINDS as COST_KINDS
 from cost import Ledger, LedgerMetrics, LedgerSettings, Reconciliation, Spend
@@ -37,6 +38,8 @@ from gateway.schema import migrate, require_durable
 from gateway.secrets import read_secrets
 from gateway.settings import Settings
 from gateway.snapshot import Feed, Snapshot, View
+from gateway.translator import TranslatorBeside, TranslatorChild
+from gateway.trials import Trials, Unjudged
 from governance import KINDS as GOVERNANCE_KINDS
 from governance import (
     AuditReader,
@@ -52,10 +55,10 @@ from governance import (
 )
 from governance.sql import SqlStore
 from governance.sql_audit import DriverChains, SqlChains, SqlTrail
-from kernel import ChatRequest, Clock, Component, Document, SystemClock, Target, Usage, new_id
+from kernel import Clock, Component, Document, ModelRequest, SystemClock, Target, Usage, new_id
 from kernel.db import make_engine, reading
 from router import KINDS as ROUTER_KINDS
-from router import Health, HealthMetrics, Router, Upstreams, UpstreamSettings, prompt_tokens
+from router import Health, HealthMetrics, Router, Translator, Upstreams, UpstreamSettings, prompt_tokens
 
 _READY_SECONDS = 1.0
 # The committer, the lease, the sweep and two budgets that are being opened; reports never make any of them wait.
@@ -102,6 +105,7 @@ class Platform:
     reconciliation: Reconciliation
     router: Router
     upstreams: Upstreams
+    translator: TranslatorBeside | TranslatorChild
     edge: Edge
     admission: Admission
     replicas: Replicas | None
@@ -123,6 +127,7 @@ class Platform:
             if self.replicas is not None:  # after the ledger has this process's lease, so that it is counted
                 opening.push_async_callback(self.replicas.close)
                 await self.replicas.start(self.feed.hurry)
+            opening.push_async_callback(self.translator.close)
             opening.push_async_callback(self.upstreams.close)
             self._opened.push_async_callback(opening.pop_all().aclose)
         return self
@@ -176,30 +181,29 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
     health = Health(snapshot.catalogue, dice=SystemRandom(), clock=clock)
     HealthMetrics(registry, health)
     router = _router(snapshot, health, clock)
-    upstreams = Upstreams(snapshot.catalogue, credentials.get, health=health, clock=clock, settings=UpstreamSettings())
+    translator = _translator(settings, clock)
+    upstreams = _upstreams(snapshot, credentials, health=health, clock=clock, translator=translator.address)
     poll_seconds = settings.changes_poll_seconds
     feed = Feed(snapshot=snapshot, register=register, keys=keys, credentials=credentials, poll_seconds=poll_seconds)
     administration = governance.api.routes(
         register, keys, credentials=credentials, audit=trail, caller_of=caller_of, changed=feed.catch_up
     )
-    control = create_control([administration, cost.api.routes(spend, reconciliation, caller_of)])
+    guard, history = Guard(snapshot.directory, clock=clock), History(ledger, trail)
+    chat = Chat(router=router, policy=policy, guard=guard, limits=limits, ledger=ledger, upstreams=upstreams)
+    unjudged = Unjudged(snapshot.rules, snapshot.directory, clock=clock)
+    trials = Trials(chat, unjudged, catalogue=snapshot.catalogue, history=history, clock=clock)
+    money = cost.api.routes(spend, reconciliation, caller_of)
+    control = create_control([administration, money, gateway.models_api.routes(trials, caller_of)])
     metrics = Metrics(registry)
     mark = settings.busy_round_seconds
     admission = Admission(clock=clock, waiting=lambda: ledger.waiting, round_seconds_max=mark, metrics=metrics)
     edge = Edge(
-        chat=Chat(
-            router=router,
-            policy=policy,
-            guard=Guard(snapshot.directory, clock=clock),
-            limits=limits,
-            ledger=ledger,
-            upstreams=upstreams,
-        ),
+        chat=chat,
         keys=keys,
         policy=policy,
         catalogue=snapshot.catalogue,
         ledger=ledger,
-        history=History(ledger, trail),
+        history=history,
         metrics=metrics,
         control=control,
         ready=_readiness(engine, ledger, replicas, serving),
@@ -210,7 +214,8 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
     feed.on_revoked = edge.end_turns_of
     return Platform(
         settings, engine, engines, snapshot, feed, register, keys, credentials,
-        trail, ledger, spend, reconciliation, router, upstreams, edge, admission, replicas, serving, AsyncExitStack(),
+        trail, ledger, spend, reconciliation, router, upstreams, translator, edge, admission,
+        replicas, serving, AsyncExitStack(),
     )  # fmt: skip
 
 
@@ -270,13 +275,32 @@ def _serving_lock(settings: Settings, engine: AsyncEngine) -> ServingLock | None
 def _router(snapshot: Snapshot, health: Health, clock: Clock) -> Router:
     """The router, with prices, which it does not know itself: what a request would probably cost on each target."""
 
-    def cost_of(target: Target, request: ChatRequest) -> int | None:
+    def cost_of(target: Target, request: ModelRequest) -> int | None:
         price = snapshot.book().price(target.name, clock.now())
         output_tokens = request.output_tokens_max or _LIKELY_OUTPUT_TOKENS
         usage = {Component.INPUT: prompt_tokens(request), Component.OUTPUT: output_tokens * request.choices}
         return price.cost(Usage(usage)).nano_usd if price else None
 
     return Router(snapshot.catalogue, health, cost_of=cost_of, dice=SystemRandom())
+
+
+def _upstreams(
+    snapshot: Snapshot, credentials: Credentials, *, health: Health, clock: Clock, translator: Translator
+) -> Upstreams:
+    return Upstreams(
+        snapshot.catalogue,
+        credentials.get,
+        health=health,
+        clock=clock,
+        settings=UpstreamSettings(),
+        translator=translator,
+    )
+
+
+def _translator(settings: Settings, clock: Clock) -> TranslatorBeside | TranslatorChild:
+    if settings.translator_url is None or settings.translator_token is None:
+        return TranslatorChild(settings.translator_python, clock=clock)
+    return TranslatorBeside(settings.translator_url, settings.translator_token.get_secret_value())
 
 
 def _readiness(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from governance.detectors import ESCAPE, EXPRESSIONS, HINTS, Detector, unescaped
 from governance.directory import Directory
 from governance.scanner import CANDIDATES_MAX, Candidate, Scanner
-from kernel import Caller, ChatRequest, Clock, DataClass
+from kernel import Caller, Clock, DataClass, ModelRequest
 
 _ESCAPE = len(EXPRESSIONS)
 
@@ -56,7 +56,7 @@ class Guard:
     def _scanner(self) -> Scanner:
         return Scanner([each.pattern for each in EXPRESSIONS], once=ESCAPE, hints=HINTS)
 
-    def inspect(self, caller: Caller, request: ChatRequest) -> tuple[Caller, Findings]:
+    def inspect(self, caller: Caller, request: ModelRequest) -> tuple[Caller, Findings]:
         """The caller, raised to what the request holds, and what that is. Takes time in proportion to the bytes."""
         # A line break ends whatever is found, so that no two members make one thing; their names carry text as well.
         counts = self._counts(b"\n".join((b"", *map(str.encode, request.fields), *request.fields.values(), b"")))

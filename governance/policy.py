@@ -19,6 +19,7 @@ from kernel import Caller, Clock, DataClass, Document, Plan, Target
 _ALL = "*"
 _VERDICTS_MAX = 10_000
 _LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
+_NO_BASES: Mapping[str, str] = MappingProxyType({})
 
 
 class Condition(StrEnum):
@@ -46,14 +47,24 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All policies and grants in force, found by model and department without walking the others."""
+    """All policies and grants in force, found by model and department without walking the others.
+
+    judged_as: model to its base, for models that no policy names. Such a model is judged as its base: by the policies
+    and grants that name the base, beside grants of its own. One that any policy names, for whichever department, is
+    governed by what names it alone, so that a fine-tune can be kept from those who may use its base. Policies for all
+    models hold for either.
+    """
 
     by_model_and_department: Mapping[tuple[str, str], tuple[Rule, ...]]
     granted_until: Mapping[tuple[str, str, str], datetime]
+    judged_as: Mapping[str, str]
 
     @classmethod
-    def of(cls, documents: Iterable[Document]) -> "Rules":
-        """The rules these documents declare. References are the directory's to check."""
+    def of(cls, documents: Iterable[Document], bases: Mapping[str, str] = _NO_BASES) -> "Rules":
+        """The rules these documents declare. References are the directory's to check.
+
+        bases: model to the one it was made from, which has none itself.
+        """
         rules: dict[tuple[str, str], list[Rule]] = defaultdict(list)
         granted: dict[tuple[str, str, str], datetime] = {}
         for document in sorted(documents, key=lambda each: each.name):
@@ -72,12 +83,15 @@ class Rules:
                 key = (grant.app, grant.model, grant.use_case)
                 granted[key] = max(grant.until, granted.get(key, grant.until))
         indexed = {place: tuple(found) for place, found in rules.items()}
-        return cls(MappingProxyType(indexed), MappingProxyType(granted))
+        named = {model for model, _ in indexed}
+        judged_as = {model: base for model, base in bases.items() if model not in named}
+        return cls(MappingProxyType(indexed), MappingProxyType(granted), MappingProxyType(judged_as))
 
     def opening(self, model: str, department: str | None) -> tuple[Rule, ...]:
         """The policies that open the model to the department, whatever else they ask; the most specific first."""
         if department is None:
             return ()
+        model = self.judged_as.get(model, model)
         find = self.by_model_and_department.get
         return (
             find((model, department), ())
@@ -90,7 +104,10 @@ class Rules:
         """Until when the caller's app may use the model for its use case; None where nobody approved it."""
         if caller.app is None or caller.use_case is None:
             return None
-        return self.granted_until.get((caller.app, model, caller.use_case))
+        until = self.granted_until.get((caller.app, model, caller.use_case))
+        base = self.judged_as.get(model)
+        of_base = None if base is None else self.granted_until.get((caller.app, base, caller.use_case))
+        return max(until, of_base) if until and of_base else until or of_base
 
     def next_end(self, now: datetime) -> datetime:
         """When the passing of time alone can next change a verdict: a grant ends, or a day that something lasts to."""
@@ -107,12 +124,26 @@ def _places(body: wire.Policy) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What policy says about one target: allowed by `policy`, or which conditions the nearest one failed."""
+    """What policy says about one target: allowed by `policy`, or which conditions the nearest one failed.
+
+    judged_as: its base, where that is opened to the caller and no policy names the target itself.
+    """
 
     target: str
     allowed: bool
     policy: str | None = None
     failed: tuple[Condition, ...] = ()
+    judged_as: str | None = None
+
+    def as_json(self) -> Mapping[str, object]:
+        """JSON values for the trail."""
+        return {
+            "target": self.target,
+            "allowed": self.allowed,
+            "policy": self.policy,
+            "failed": [condition.value for condition in self.failed],
+            **({} if self.judged_as is None else {"judged_as": self.judged_as}),
+        }
 
 
 @dataclass(frozen=True)  # no slots: a verdict serves many turns, and keeps what follows from its rulings
@@ -135,15 +166,7 @@ class Verdict:
     def _as_json(self) -> Mapping[str, object]:
         return {
             "observed": self.observed,
-            "targets": [
-                {
-                    "target": ruling.target,
-                    "allowed": ruling.allowed,
-                    "policy": ruling.policy,
-                    "failed": [condition.value for condition in ruling.failed],
-                }
-                for ruling in self.rulings
-            ],
+            "targets": [ruling.as_json() for ruling in self.rulings],
         }
 
 
@@ -257,13 +280,14 @@ class Policy:
 
 
 def _ruling(rules: Rules, caller: Caller, target: Target, *, now: datetime) -> Ruling:
+    base = rules.judged_as.get(target.name)
     nearest = Ruling(target.name, allowed=False, failed=(Condition.DEPARTMENT,))
     for rule in rules.opening(target.name, caller.department):
         failed = tuple(_failed(rule, rules, caller, model=target.name, now=now))
         if not failed:
-            return Ruling(target.name, allowed=True, policy=rule.name)
+            return Ruling(target.name, allowed=True, policy=rule.name, judged_as=base)
         if nearest.policy is None or len(failed) < len(nearest.failed):
-            nearest = Ruling(target.name, allowed=False, policy=rule.name, failed=failed)
+            nearest = Ruling(target.name, allowed=False, policy=rule.name, failed=failed, judged_as=base)
     return nearest
 
 

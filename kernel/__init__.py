@@ -7,7 +7,18 @@ from kernel.documents import Document
 from kernel.errors import InvalidDeclaration, PlatformError, StoreUnavailable
 from kernel.ids import new_id
 from kernel.money import NANO_PER_USD, NanoUSD, format_usd
-from kernel.turn import NO_HINTS, ChatReply, ChatRequest, Chunk, Component, Hints, Plan, Target, Usage
+from kernel.turn import (
+    NO_HINTS,
+    Chunk,
+    Component,
+    Hints,
+    ModelReply,
+    ModelRequest,
+    Operation,
+    Plan,
+    Target,
+    Usage,
+)
 
 __all__ = [
     "NANO_PER_USD",
@@ -16,8 +27,6 @@ __all__ = [
     "AuditSink",
     "Caller",
     "ChainHead",
-    "ChatReply",
-    "ChatRequest",
     "Chunk",
     "Clock",
     "Component",
@@ -25,7 +34,10 @@ __all__ = [
     "Document",
     "Hints",
     "InvalidDeclaration",
+    "ModelReply",
+    "ModelRequest",
     "NanoUSD",
+    "Operation",
     "Plan",
     "PlatformError",
     "Role",

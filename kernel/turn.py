@@ -67,13 +67,26 @@ class Hints(Struct, frozen=True):
 NO_HINTS = Hints()
 
 
-class ChatRequest(Struct, frozen=True):
-    """A chat request whose unknown fields stay the bytes they were.
+class Operation(StrEnum):
+    """What is asked of a model: whose wire the request and its answer are in, and which of its doors it takes."""
+
+    CHAT = "chat"
+    MESSAGES = "messages"
+    COUNT_TOKENS = "count_tokens"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+    __hash__ = str.__hash__
+
+
+class ModelRequest(Struct, frozen=True):
+    """A request for a model, whose unknown fields stay the bytes they were.
 
     fields: top-level members as raw JSON, hints removed. model: the name as the caller wrote it.
     input_tokens_max: sound upper bound of prompt tokens (UTF-8 bytes); None where content is not text, so that
     only the target's context bounds it. output_tokens_max: what the caller asked for or, after `limited`, what was
-    paid for; per choice. choices: how many answers were asked for. size: of the body that it came in, in bytes.
+    paid for; per choice; 0 for what has no answer of its own. choices: how many answers were asked for. size: of the
+    body that it came in, in bytes. headers: what the caller's own say to the provider, names in lower case.
     """
 
     model: str
@@ -85,13 +98,15 @@ class ChatRequest(Struct, frozen=True):
     output_tokens_max: int | None = None
     hints: Hints = NO_HINTS
     size: int = 0
+    operation: Operation = Operation.CHAT
+    headers: Mapping[str, str] = {}
 
-    def limited(self, output_tokens_max: int) -> "ChatRequest":
+    def limited(self, output_tokens_max: int) -> "ModelRequest":
         """The request with a ceiling on its answer, because no more than that is set aside."""
         return structs.replace(self, output_tokens_max=output_tokens_max)
 
 
-class ChatReply(Struct, frozen=True):
+class ModelReply(Struct, frozen=True):
     """A whole answer: the body to hand on, what it used (None: the provider did not say) and the provider's id."""
 
     body: bytes
@@ -106,6 +121,7 @@ class Chunk(Struct, frozen=True, gc=False):
     given something by it, after which no other target may answer. usage_only: an event that exists only to
     carry usage, kept from callers who did not ask for it. final: its usage is the last word, since everything that
     it counts has come; any other usage is a running count. more: another event came with this one and follows at once.
+    event: the event's name, on wires that name them.
     """
 
     data: bytes
@@ -115,6 +131,7 @@ class Chunk(Struct, frozen=True, gc=False):
     provider_request_id: str | None = None
     final: bool = False
     more: bool = False
+    event: str = ""
 
 
 class Target(Struct, frozen=True, cache_hash=True):

@@ -1,8 +1,11 @@
 """Turns a request and its hints into a plan, and a plan into a reply or a stream, through targets that are healthy."""
 
+from router.anthropic import dropped
 from router.catalogue import Catalogue, Provider
 from router.errors import (
     ModelNotFound,
+    ModelRetired,
+    OperationNotOffered,
     TargetsResting,
     UpstreamBroken,
     UpstreamBusy,
@@ -14,23 +17,29 @@ from router.errors import (
     UpstreamUnreachable,
 )
 from router.health import Health, Reading, RetryBudget
+from router.lifecycle import Lifecycle
 from router.metrics import HealthMetrics
 from router.plans import Router
 from router.rules import prompt_bytes, prompt_tokens
-from router.upstreams import UpstreamCall, Upstreams, UpstreamSettings
+from router.upstreams import Address, Translator, UpstreamCall, Upstreams, UpstreamSettings
 from router.wire import KINDS
 
 __all__ = [
     "KINDS",
+    "Address",
     "Catalogue",
     "Health",
     "HealthMetrics",
+    "Lifecycle",
     "ModelNotFound",
+    "ModelRetired",
+    "OperationNotOffered",
     "Provider",
     "Reading",
     "RetryBudget",
     "Router",
     "TargetsResting",
+    "Translator",
     "UpstreamBroken",
     "UpstreamBusy",
     "UpstreamCall",
@@ -42,6 +51,7 @@ __all__ = [
     "UpstreamTimeout",
     "UpstreamUnreachable",
     "Upstreams",
+    "dropped",
     "prompt_bytes",
     "prompt_tokens",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
@@ -9,8 +10,9 @@ from pydantic import ValidationError
 
 from kernel import Document, InvalidDeclaration, Plan, Target
 from router.errors import ModelNotFound
+from router.lifecycle import Lifecycle, base_fault, find_base
 from router.rules import Alias, Rule
-from router.wire import AliasBody, ModelBody, ProviderBody, RuleBody
+from router.wire import AliasBody, Dialect, ModelBody, ProviderBody, RuleBody
 
 _Body = TypeVar("_Body", ProviderBody, ModelBody, AliasBody)
 _ALIASES_IN_A_ROW_MAX = 3
@@ -21,7 +23,10 @@ class Provider:
     """A provider as declared; its limits are explained at ProviderBody."""
 
     name: str
-    dialect: Literal["openai", "sandbox"]
+    dialect: Dialect
+    translate_as: str | None
+    api_version: str | None
+    betas: frozenset[str]
     base_url: str | None
     credential: str | None
     headers: Mapping[str, str]
@@ -38,19 +43,26 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Everything callers can name, as of one moment; it never changes. draining: targets that take no new turns."""
+    """Everything callers can name, as of one moment; it never changes. draining: targets that take no new turns.
+
+    bases: model to the one it was made from. lifecycles: of the models that have more of one than being active; which
+    of them are retired is a question of the day, not of this.
+    """
 
     providers: Mapping[str, Provider]
     targets: Mapping[str, Target]
     aliases: Mapping[str, Alias]
     draining: frozenset[str]
+    bases: Mapping[str, str]
+    lifecycles: Mapping[str, Lifecycle]
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> "Catalogue":
         """The catalogue of the documents in force; kinds of other folders are passed over.
 
         Raises InvalidDeclaration for a body of the wrong shape, for a name that is not declared, for an alias that
-        bears the name of a model, and for rules that lead in a circle or through too many aliases.
+        bears the name of a model, for rules that lead in a circle or through too many aliases, and for a base or a
+        successor that cannot be one.
         """
         kinds: dict[str, dict[str, Document]] = {"provider": {}, "model": {}, "alias": {}}
         for document in documents:
@@ -62,9 +74,17 @@ class Catalogue:
         for name, alias in aliases.items():
             _require_short_ways(kinds["alias"][name], alias, aliases)
         draining = {name for name, body in models.items() if body.draining or providers[body.provider].draining}
-        return cls(
-            MappingProxyType(providers), MappingProxyType(targets), MappingProxyType(aliases), frozenset(draining)
+        made = cls(
+            MappingProxyType(providers),
+            MappingProxyType(targets),
+            MappingProxyType(aliases),
+            frozenset(draining),
+            MappingProxyType({name: base for name in models if (base := find_base(name, models))}),
+            MappingProxyType({name: life for name, body in models.items() if (life := Lifecycle.of(body))}),
         )
+        for name, document in kinds["model"].items():
+            _require_relatives(document, made, models, name=name)
+        return made
 
     def find(self, name: str) -> Target | Alias:
         """The model or alias of this name. Raises ModelNotFound."""
@@ -73,9 +93,13 @@ class Catalogue:
             raise ModelNotFound(name)
         return found
 
-    def reachable(self, name: str) -> Plan:
-        """Every target that the name can lead to, through rules too, each once. Raises ModelNotFound."""
-        return Plan(name, tuple(dict.fromkeys(self._reached(self.find(name)))))
+    def reachable(self, name: str, today: date | None = None) -> Plan:
+        """Every target that the name can lead to, through rules too, each once. Raises ModelNotFound.
+
+        today: the day (UTC) whose retired models are left out; None: all of them are in.
+        """
+        targets = dict.fromkeys(self._reached(self.find(name)))
+        return Plan(name, tuple(target for target in targets if today is None or not self._is_retired(target, today)))
 
     def provider(self, name: str) -> Provider:
         """The provider that a target of this catalogue names; KeyError for any other."""
@@ -88,6 +112,10 @@ class Catalogue:
     def names(self) -> tuple[str, ...]:
         """All models and aliases, sorted."""
         return tuple(sorted((*self.targets, *self.aliases)))
+
+    def _is_retired(self, target: Target, today: date) -> bool:
+        life = self.lifecycles.get(target.name)
+        return life is not None and life.is_retired(today)
 
     def _reached(self, found: Target | Alias) -> Iterator[Target]:
         if isinstance(found, Target):
@@ -106,7 +134,7 @@ def _provider(document: Document) -> Provider:
 def _target(document: Document, body: ModelBody, providers: Mapping[str, Provider]) -> Target:
     if body.provider not in providers:
         raise _wrong(document, "provider", f"names `{body.provider}`, which is not declared; declare that provider")
-    declared = body.model_dump(exclude={"draining"})
+    declared = body.model_dump(exclude={"draining", "base", "lifecycle", "retires_on", "successor"})
     return Target(name=document.name, **{**declared, "upstream_model": body.upstream_model or document.name})
 
 
@@ -132,6 +160,23 @@ def _alias(document: Document, targets: Mapping[str, Target], aliases: Mapping[s
         choose=body.choose,
         rules=tuple(_rule(rule) for rule in body.rules),
     )
+
+
+def _require_relatives(document: Document, known: Catalogue, models: Mapping[str, ModelBody], *, name: str) -> None:
+    """Check what the model says of others. Raises InvalidDeclaration."""
+    if name in known.bases and (fault := base_fault(name, models, known.bases)):
+        raise _wrong(document, "base", fault)
+    successor = models[name].successor
+    if successor is None:
+        return
+    if successor == name:
+        raise _wrong(document, "successor", "names the model itself; name the one to use instead")
+    if not known.knows(successor):
+        cure = f"names `{successor}`, which is not declared; declare that model or alias"
+        raise _wrong(document, "successor", cure)
+    if all(target.hidden for target in known.reachable(successor)):
+        # Whoever may know of the model is told the name of its successor.
+        raise _wrong(document, "successor", f"names `{successor}`, which is hidden; name one that all may know of")
 
 
 def _rule(body: RuleBody) -> Rule:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from kernel import ChatReply, ChatRequest, Chunk, Target
+from kernel import Chunk, ModelReply, ModelRequest, Target
 from router.catalogue import Provider
 
 
@@ -47,7 +47,7 @@ class Dispatch(Struct, frozen=True):
     provider: Provider
     credential: str | None
     target: Target
-    request: ChatRequest
+    request: ModelRequest
     call: UpstreamCall
     client_certificate: str | None = None
 
@@ -59,7 +59,7 @@ class Dispatch(Struct, frozen=True):
 class Upstream(Protocol):
     """A way to reach models. It raises UpstreamError and nothing else, and it never tries twice."""
 
-    async def complete(self, dispatch: Dispatch) -> ChatReply:
+    async def complete(self, dispatch: Dispatch) -> ModelReply:
         """The whole answer."""
         ...
 

@@ -17,6 +17,22 @@ class ModelNotFound(PlatformError):
         )
 
 
+class ModelRetired(ModelNotFound):
+    """Nobody may use the model any more. For those only who may know of it; `end` says since when and what instead."""
+
+    def __init__(self, requested: str, model: str, end: str) -> None:
+        super().__init__(requested)
+        behind = "" if requested == model else f", to which `{requested[:200]}` leads,"
+        self.message = f"The model `{model}`{behind} {end}."
+        self.args = (self.message,)
+
+
+class OperationNotOffered(PlatformError):
+    """The model exists, but does something else than what it was asked for."""
+
+    status, code, kind = 400, "operation_not_offered", "invalid_request_error"
+
+
 class UpstreamError(PlatformError):
     """A target did not answer as it should.
 

@@ -4,7 +4,7 @@ Each process has its own opinion, since one process's broken network must not cl
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 from kernel import Clock, Target
 from router.catalogue import Catalogue
 from router.errors import TargetsResting, UpstreamError, UpstreamRefused
+from router.load import EVERY_SECONDS, Seen, never_looked
 
 _FAULTS_MAX = 5
 _REST_SECONDS_MAX = 60.0
@@ -123,10 +124,21 @@ class Call:
 
 
 class Health:
-    """Circuits of the targets in the catalogue; those that left it are forgotten."""
+    """Circuits of the targets in the catalogue; those that left it are forgotten.
 
-    def __init__(self, catalogue: Callable[[], Catalogue], *, dice: random.Random, clock: Clock) -> None:
+    seen: what is known of a target's server, which may be away whatever the circuit says.
+    """
+
+    def __init__(
+        self,
+        catalogue: Callable[[], Catalogue],
+        *,
+        dice: random.Random,
+        clock: Clock,
+        seen: Callable[[Target], Seen] = never_looked,
+    ) -> None:
         self._catalogue = catalogue
+        self._seen = seen
         self._dice = dice
         self.clock = clock
         self._known: Catalogue | None = None
@@ -143,7 +155,7 @@ class Health:
         """What a turn may try now, if it may. A half-open target is offered to one turn until that withdraws."""
         circuit = self._circuit(target.name)
         state = circuit.state(self.clock)
-        if state == 0 or (state < 1 and circuit.place is not None):
+        if state == 0 or (state < 1 and circuit.place is not None) or self._seen(target).is_away:
             return None
         offer = Offer(structs.replace(target), circuit)
         self._offers[id(offer.target)] = offer
@@ -158,18 +170,26 @@ class Health:
             offer.circuit.place = None
 
     def outstanding(self, target: Target) -> int:
-        """Calls to the target that are open in this process."""
-        return self._circuit(target.name).outstanding
+        """Calls at work where the target is: those that are open in this process, and others as last reported."""
+        seen = self._seen(target)
+        return self.open_calls(seen.targets or (target,)) + seen.others
+
+    def open_calls(self, targets: Iterable[Target]) -> int:
+        """Calls to these targets that are open in this process."""
+        return sum(self._circuit(target.name).outstanding for target in targets)
 
     def rest_seconds(self, target: Target) -> float:
-        """How long until the target may be tried again; a second where a probe is out."""
+        """How long until the target may be tried again; a second where a probe is out, a look where its server is."""
         until = self._circuit(target.name).rests_until
-        return max(0.0, until - self.clock.monotonic()) or _PROBE_SECONDS if until is not None else 0.0
+        rest = max(0.0, until - self.clock.monotonic()) or _PROBE_SECONDS if until is not None else 0.0
+        return max(rest, EVERY_SECONDS) if self._seen(target).is_away else rest
 
     def readings(self) -> Iterator[Reading]:
-        """Every target of the catalogue."""
-        for name, circuit in self._current().items():
-            yield Reading(name, circuit.state(self.clock), circuit.outstanding)
+        """Every target of the catalogue; one whose server is away is as good as open."""
+        circuits, targets = self._current(), self._catalogue().targets
+        for name, circuit in circuits.items():
+            state = 0.0 if self._seen(targets[name]).is_away else circuit.state(self.clock)
+            yield Reading(name, state, circuit.outstanding)
 
     def blame(self, circuit: Circuit, error: UpstreamError, *, probed: bool) -> None:
         """Count a fault. Calls that were under way when the circuit opened neither prolong nor shorten its rest,

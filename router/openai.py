@@ -1,4 +1,4 @@
-"""Our side of OpenAI's chat wire: what we send, and the few facts we read from what comes back. No I/O."""
+"""Our side of OpenAI's wire: what we send, and the few facts we read from what comes back. No I/O."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from types import MappingProxyType
 import msgspec
 from msgspec import Raw, Struct
 
-from kernel import ChatReply, ChatRequest, Chunk, Component, Target, Usage
+from kernel import Chunk, Component, ModelReply, ModelRequest, Operation, Target, Usage
 from router.catalogue import Provider
 from router.errors import UpstreamBroken, UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamRefused
 
@@ -24,6 +24,7 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 class _Choice(Struct, gc=False):
     index: int = 0
     delta: dict[str, Raw] | None = None
+    text: str | None = None
     finish_reason: str | None = None
 
 
@@ -62,31 +63,37 @@ _INPUTS: Mapping[Component, str] = MappingProxyType(
 _OUTPUTS: Mapping[Component, str] = MappingProxyType(
     {Component.REASONING: "reasoning_tokens", Component.AUDIO_OUTPUT: "audio_tokens"}
 )
+_COMPONENTS = frozenset(Component)
 _EVENT = msgspec.json.Decoder(_Event)
 _REPLY = msgspec.json.Decoder(_Reply)
 _REFUSAL = msgspec.json.Decoder(_RefusalBody)
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 
 
-def encode(request: ChatRequest, target: Target, provider: Provider) -> bytes:
+def encode(request: ModelRequest, target: Target, provider: Provider) -> bytes:
     """The body to send: the caller's own, with model, output limit and (on streams) include_usage replaced.
 
-    Every other member is sent byte for byte. Without a limit of the request's own the target's ceiling is sent,
-    since no more than that was set aside.
+    Every other member is sent byte for byte. Without a limit of the request's own the target's ceiling is sent, since
+    no more than that was set aside; embeddings have none.
     """
     limit = target.output_tokens_max if request.output_tokens_max is None else request.output_tokens_max
     body: dict[str, object] = dict(request.fields)
     body.pop("max_tokens", None)
     body.pop("max_completion_tokens", None)
     body["model"] = target.upstream_model
-    body[provider.output_limit_field] = limit
+    if request.operation is Operation.CHAT:
+        body[provider.output_limit_field] = limit
+    elif request.operation is Operation.COMPLETIONS:
+        body["max_tokens"] = limit
     if request.stream:
         body["stream"] = True
         body["stream_options"] = {**_members(request.fields.get("stream_options")), "include_usage": True}
     return msgspec.json.encode(body)
 
 
-def read_reply(body: bytes, provider_request_id: str | None = None) -> ChatReply:
+def read_reply(
+    body: bytes, provider_request_id: str | None = None, operation: Operation = Operation.CHAT
+) -> ModelReply:
     """A whole answer. Raises UpstreamBroken for anything but a JSON object without an error in it."""
     try:
         reply = _REPLY.decode(body)
@@ -94,7 +101,8 @@ def read_reply(body: bytes, provider_request_id: str | None = None) -> ChatReply
         raise UpstreamBroken("The provider's answer is not a JSON object.") from error
     if reply.error:
         raise UpstreamBroken("The provider reported an error inside an answer.")
-    return ChatReply(body, read_usage(reply.usage), provider_request_id or bounded_id(reply.id))
+    usage = read_usage(reply.usage, is_input_only=operation is Operation.EMBEDDINGS)
+    return ModelReply(body, usage, provider_request_id or bounded_id(reply.id))
 
 
 def read_chunk(data: bytes) -> Chunk:
@@ -111,6 +119,11 @@ class AnswerReader:
         self._open: set[int] = set()
         self._finished: set[int] = set()
         self._told_all = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether an event said that it was the last; here [DONE] does, which is no event."""
+        return False
 
     @property
     def finished(self) -> bool:
@@ -172,22 +185,27 @@ class AnswerReader:
         for name, given in (choice.delta or {}).items():
             if name != "role" and bytes(given) not in _NOTHING_GIVEN:
                 return True
-        return False
+        return bool(choice.text)
 
 
-def read_usage(usage: object) -> Usage | None:
+def read_usage(usage: object, *, is_input_only: bool = False) -> Usage | None:
     """Disjoint components from OpenAI's overlapping ones, or None where the totals cannot be used.
 
     prompt_tokens includes what was cached, cache writes, audio and images; completion_tokens includes reasoning
     and audio. Details that do not fit into their total are dropped: all of it is then plain input or output.
     Where total_tokens exceeds both, the rest is output: xAI and Gemini report reasoning there and nowhere else.
+    `components`, where there are any, are the translator's, who has counted from the provider's own usage.
+    is_input_only: nobody says how long an answer was where there is none.
     """
     if not isinstance(usage, dict):
         return None
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if "components" in usage and (counted := read_components(usage["components"])) is not None:
+        return counted
+    prompt, completion = read_count(usage.get("prompt_tokens")), read_count(usage.get("completion_tokens"))
+    completion = 0 if is_input_only else completion
     if prompt is None or completion is None:
         return None
-    completion = max(completion, (_count(usage.get("total_tokens")) or 0) - prompt)
+    completion = max(completion, (read_count(usage.get("total_tokens")) or 0) - prompt)
     return Usage(
         {
             **_split(prompt, Component.INPUT, _INPUTS, usage.get("prompt_tokens_details")),
@@ -249,7 +267,17 @@ def _members(raw: Raw | None) -> dict[str, Raw]:
         return {}
 
 
-def _count(value: object) -> int | None:
+def read_components(told: object) -> Usage | None:
+    """Usage that is split into our components already, or None where it is not."""
+    if not isinstance(told, dict) or not told.keys() <= _COMPONENTS:
+        return None
+    counts = {Component(name): read_count(count) for name, count in told.items()}
+    known = {part: count for part, count in counts.items() if count is not None}
+    return Usage(known) if len(known) == len(counts) else None
+
+
+def read_count(value: object) -> int | None:
+    """A number of tokens, if it is one."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
@@ -257,7 +285,7 @@ def _split(total: int, rest: Component, parts: Mapping[Component, str], details:
     whole = {rest: total}
     if not isinstance(details, dict):
         return whole
-    counts = {part: _count(0 if details.get(name) is None else details[name]) for part, name in parts.items()}
+    counts = {part: read_count(0 if details.get(name) is None else details[name]) for part, name in parts.items()}
     known = {part: count for part, count in counts.items() if count is not None}
     if len(known) < len(counts) or sum(known.values()) > total:
         return whole

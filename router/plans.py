@@ -3,10 +3,13 @@
 import random
 from collections.abc import Callable, Iterator
 
-from kernel import ChatRequest, Plan, Target
+from msgspec import structs
+
+from kernel import ModelRequest, Operation, Plan, Target
 from router.catalogue import Catalogue
-from router.errors import TargetsResting
+from router.errors import ModelRetired, OperationNotOffered, TargetsResting
 from router.health import Health, RetryBudget
+from router.operations import offered, without
 from router.rules import Alias
 
 
@@ -21,7 +24,7 @@ class Router:
         catalogue: Callable[[], Catalogue],
         health: Health,
         *,
-        cost_of: Callable[[Target, ChatRequest], int | None],
+        cost_of: Callable[[Target, ModelRequest], int | None],
         dice: random.Random,
     ) -> None:
         self._catalogue = catalogue
@@ -31,15 +34,16 @@ class Router:
         self._budget = RetryBudget()
         self._known: Catalogue | None = None
         self._settled: dict[str, Plan] = {}
+        self._without = without(())
 
-    def plan(self, request: ChatRequest) -> Plan:
+    def plan(self, request: ModelRequest) -> Plan:
         """The targets behind the name that the request bears, first choice first, and why. Raises ModelNotFound.
 
         Draining targets come last, for policy to judge and for nobody to try.
         """
         catalogue = self._catalogue()
         if catalogue is not self._known:
-            self._known, self._settled = catalogue, {}
+            self._known, self._settled, self._without = catalogue, {}, without(catalogue.providers.values())
         plan = self._settled.get(request.model)
         if plan is None:
             found = catalogue.find(request.model)
@@ -48,7 +52,40 @@ class Router:
                 self._settled[request.model] = plan
         return plan
 
-    def _plan(self, catalogue: Catalogue, found: Target | Alias, request: ChatRequest) -> Plan:
+    def current(self, plan: Plan) -> Plan:
+        """What of a plan just made is not retired today (UTC). Raises ModelRetired where nothing is left.
+
+        To be asked with what its caller may know of, because `why` then names what is deprecated.
+        """
+        lives = self._catalogue().lifecycles
+        marked = [target.name for target in plan if target.name in lives] if lives else ()
+        if not marked:
+            return plan
+        today = self._health.clock.now().date()
+        retired = {name for name in marked if lives[name].is_retired(today)}
+        left = tuple(target for target in plan if target.name not in retired)
+        if not left:
+            raise ModelRetired(plan.requested, marked[0], lives[marked[0]].end(today))
+        leaving = (name for name in marked if name not in retired and lives[name].is_deprecated)
+        told = [f"{name} {lives[name].end(today)}" for name in leaving]
+        told += ["what is retired is passed over"] if retired else []  # unnamed, as for what is draining
+        return structs.replace(plan, targets=left, why=(*plan.why, *told)) if told else plan
+
+    def offering(self, plan: Plan, operation: Operation) -> Plan:
+        """What of a plan just made offers the operation. Raises OperationNotOffered where nothing does."""
+        without = self._without[operation]
+        if not without:
+            return plan
+        able = tuple(target for target in plan if target.provider not in without)
+        if not able:
+            assert self._known is not None
+            others = {each for target in plan for each in offered(self._known.provider(target.provider))}
+            raise OperationNotOffered(
+                f"`{plan.requested}` does not offer {operation}; it offers {', '.join(sorted(others))}.", param="model"
+            )
+        return plan if len(able) == len(plan.targets) else structs.replace(plan, targets=able)
+
+    def _plan(self, catalogue: Catalogue, found: Target | Alias, request: ModelRequest) -> Plan:
         why = list[str]()
         while isinstance(found, Alias):
             rule, told = found.match(request)
@@ -97,7 +134,7 @@ class Router:
         if not offered:
             raise self._resting(plan)
 
-    def _ordered(self, alias: Alias, request: ChatRequest) -> tuple[tuple[Target, ...], str]:
+    def _ordered(self, alias: Alias, request: ModelRequest) -> tuple[tuple[Target, ...], str]:
         """The alias's own targets as it chooses, and how it does. Draws of the same rank fall by lot."""
         weights = dict(zip(alias.targets, alias.weights, strict=True))
         match alias.choose:

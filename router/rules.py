@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from kernel import ChatRequest, Target
+from kernel import ModelRequest, Target
 
 _BYTES_PER_TOKEN = 4
 
 
-def prompt_tokens(request: ChatRequest) -> int:
+def prompt_tokens(request: ModelRequest) -> int:
     """How long the prompt probably is, at four bytes a token; 0 where it holds more than text and nobody can say."""
     return (request.input_tokens_max or 0) // _BYTES_PER_TOKEN
 
@@ -29,12 +29,12 @@ class Rule:
     max_latency_ms_under: int | None = None
     quality_level: frozenset[str] | None = None
 
-    def why(self, request: ChatRequest) -> str | None:
+    def why(self, request: ModelRequest) -> str | None:
         """In words why the request matches, or None where one condition does not hold."""
         told = list(self._told(request))
         return None if None in told else " and ".join(filter(None, told))
 
-    def _told(self, request: ChatRequest) -> Iterator[str | None]:
+    def _told(self, request: ModelRequest) -> Iterator[str | None]:
         """What each condition that is given has to say; None is no."""
         hints = request.hints
         if (least := self.prompt_tokens_over) is not None:
@@ -64,7 +64,7 @@ class Alias:
         """Whether it leads every request the same way."""
         return self.choose == "order" and not self.rules
 
-    def match(self, request: ChatRequest) -> tuple[Rule | None, str]:
+    def match(self, request: ModelRequest) -> tuple[Rule | None, str]:
         """The first rule that the request matches, or None for the alias's own targets, and why."""
         for number, rule in enumerate(self.rules, start=1):
             if because := rule.why(request):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -62,8 +63,14 @@ class _Declared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Dialect = Literal["openai", "anthropic", "vllm", "translated", "sandbox"]
+
+
 class ProviderBody(_Declared):
     """Where models live and how to talk to them.
+
+    dialect: what it speaks; `translated` is whatever the translator calls by the name `translate_as`. api_version: for
+    providers that ask for one. betas: flags of Anthropic's that callers may switch on.
 
     answer_seconds bounds the first event or the whole reply; event_seconds the time between two events, which
     comments and keep-alives do not reset; total_seconds everything. draining: takes no new turns. ca_certificates:
@@ -71,7 +78,10 @@ class ProviderBody(_Declared):
     certificate and its key in PEM. proxy: connections go through it.
     """
 
-    dialect: Literal["openai", "sandbox"]
+    dialect: Dialect
+    translate_as: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")] | None = None
+    api_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    betas: frozenset[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]] = frozenset()
     base_url: Annotated[str, Field(max_length=2000), AfterValidator(_endpoint)] | None = None
     credential: _Name | None = None
     headers: Annotated[dict[str, str], Field(max_length=32), AfterValidator(_headers)] = Field(default_factory=dict)
@@ -87,8 +97,20 @@ class ProviderBody(_Declared):
 
     @model_validator(mode="after")
     def _has_an_address(self) -> Self:
-        if self.dialect == "openai" and self.base_url is None:
-            raise ValueError("base_url is required for the dialect openai")
+        if self.dialect in {"openai", "anthropic", "vllm"} and self.base_url is None:
+            raise ValueError(f"base_url is required for the dialect {self.dialect}")
+        return self
+
+    @model_validator(mode="after")
+    def _is_translated_alike(self) -> Self:
+        if (self.dialect == "translated") is not (self.translate_as is not None):
+            raise ValueError("translate_as names the provider for the dialect translated, and for no other")
+        if self.dialect == "translated" and (self.proxy or self.ca_certificates or self.client_certificate):
+            raise ValueError("proxy, ca_certificates and client_certificate are not for the dialect translated")
+        if self.api_version is not None and self.dialect != "translated":
+            raise ValueError("api_version is for the dialect translated")
+        if self.betas and self.dialect != "anthropic":
+            raise ValueError("betas are for the dialect anthropic")
         return self
 
     @model_validator(mode="after")
@@ -104,16 +126,26 @@ class ModelBody(_Declared):
 
     prompt_overhead_tokens: what the provider's own template adds to every prompt (a default system text, a date), so
     that holds cover it; a few tokens per message are always counted. draining: takes no new turns.
+
+    base: the model of the same provider that it was made from (a fine-tune, a LoRA adapter). Without a price of its
+    own in force it costs what its base costs; without a policy that names it, it is governed as its base is. A name of
+    the form `ft:<base>:...`, its own or the provider's, names a declared base by itself.
+    lifecycle, retires_on: from that day (UTC) on it is retired, and 404, whatever its lifecycle is. successor: the
+    model or alias that callers are told to use instead; never a hidden one.
     """
 
     provider: _Name
     upstream_model: _Name | None = None
+    base: _Name | None = None
     context_tokens: _Tokens = 128_000
     output_tokens_max: _Tokens = 4096
     unpriced: bool = False
     hidden: bool = False
     prompt_overhead_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     draining: bool = False
+    lifecycle: Literal["preview", "active", "deprecated", "retired"] = "active"
+    retires_on: date | None = None
+    successor: _Name | None = None
 
     @model_validator(mode="after")
     def _answer_fits(self) -> Self:

@@ -1,20 +1,27 @@
-"""Providers that speak OpenAI's chat wire, over whichever carrier reaches them. It tries nothing twice."""
+"""Providers that speak OpenAI's or Anthropic's wire, over whichever carrier reaches them. It tries nothing twice.
+
+What is not a provider's own wire goes to the translator, which speaks both and is told where to go with each call.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NoReturn
 
+import msgspec
 from msgspec import Struct
 
-from kernel import ChatReply, Chunk, Clock
+from kernel import Chunk, Clock, ModelReply, Operation
+from router import anthropic, openai
 from router.carrier import Answer, Carrier, Head, read_whole
 from router.catalogue import Provider
 from router.dispatch import Dispatch, UpstreamSettings
 from router.errors import UpstreamError, UpstreamOverlong
 from router.inflate import inflated
 from router.journey import Journey
-from router.openai import AnswerReader, bounded_id, encode, read_refusal, read_reply, read_retry_after
+from router.openai import bounded_id, read_refusal, read_retry_after
+from router.operations import is_native
 from router.sse import EventParser
 from router.tls import Terms
 
@@ -22,6 +29,27 @@ _OK = 200
 _DONE = b"[DONE]"
 _REFERENCE = "X-Client-Request-Id"
 _WAYS_MAX = 1024
+_PATHS: Mapping[Operation, str] = MappingProxyType(
+    {
+        Operation.CHAT: "/chat/completions",
+        Operation.COMPLETIONS: "/completions",
+        Operation.EMBEDDINGS: "/embeddings",
+        Operation.MESSAGES: "/messages",
+        Operation.COUNT_TOKENS: "/messages/count_tokens",
+    }
+)
+_OF_ANTHROPIC = frozenset({Operation.MESSAGES, Operation.COUNT_TOKENS})
+
+
+class Address(Struct, frozen=True):
+    """Where the translator listens, up to and including /v1, and what it asks for."""
+
+    url: str
+    token: str
+
+
+Translator = Callable[[], Awaitable[Address]]
+"""Says where the translator is, once it is there. Raises UpstreamUnreachable, naming the cure."""
 
 
 class _Way(Struct, eq=False):
@@ -30,35 +58,39 @@ class _Way(Struct, eq=False):
     provider: Provider
     credential: str | None
     client_certificate: str | None
+    translator: Address | None
     head: Head
 
 
 class WireClient:
-    """Talks OpenAI's chat wire to any provider that speaks it."""
+    """Talks to any provider in the wire of what is asked, by itself or through the translator."""
 
-    def __init__(self, clock: Clock, settings: UpstreamSettings, carrier: Carrier) -> None:
+    def __init__(self, clock: Clock, settings: UpstreamSettings, carrier: Carrier, *, translator: Translator) -> None:
         self._clock = clock
         self._settings = settings
         self._carrier = carrier
-        self._ways: dict[tuple[str, str], _Way] = {}
+        self._translator = translator
+        self._ways: dict[tuple[str, Operation, bool], _Way] = {}
 
-    async def complete(self, dispatch: Dispatch) -> ChatReply:
+    async def complete(self, dispatch: Dispatch) -> ModelReply:
         """The whole answer. Raises UpstreamError."""
-        answer = await self._begin(Journey(dispatch), accept="application/json")
+        answer = await self._begin(Journey(dispatch))
         try:
             body = await read_whole(answer, self._settings.reply_bytes_max)
         finally:
             answer.close()
         if body is None:
             raise UpstreamOverlong(f"The provider sent a reply of more than {self._settings.reply_bytes_max} bytes.")
-        return read_reply(body, _request_id(answer))
+        operation = dispatch.request.operation
+        read = anthropic.read_reply if operation in _OF_ANTHROPIC else openai.read_reply
+        return read(body, _request_id(answer), operation)
 
     async def stream(self, dispatch: Dispatch) -> AsyncGenerator[Chunk, None]:
-        """The answer by events; it ends after [DONE], or without it where nothing can be missing."""
+        """The answer by events; it ends after the last one, or without it where nothing can be missing."""
         journey = Journey(dispatch)
-        answer = await self._begin(journey, accept="text/event-stream")
+        answer = await self._begin(journey)
         try:
-            reader = AnswerReader(_request_id(answer), choices=dispatch.request.choices)
+            reader = _reader(dispatch, _request_id(answer))
             parser = EventParser(self._settings.event_bytes_max)
             while True:
                 try:
@@ -76,6 +108,9 @@ class WireClient:
                         answer.keep()
                         return
                     yield reader.read(data, more=number < parser.together)
+                    if reader.ended:
+                        answer.keep()
+                        return
                     journey.progress()
         finally:
             answer.close()
@@ -84,12 +119,19 @@ class WireClient:
         """Close the connections."""
         await self._carrier.close()
 
-    async def _begin(self, journey: Journey, accept: str) -> Answer:
+    async def _begin(self, journey: Journey) -> Answer:
         """An answer whose status is 200, to be left by whoever asked. Raises UpstreamError."""
         dispatch = journey.dispatch
-        own = {_REFERENCE: dispatch.call.reference}
-        body = encode(dispatch.request, dispatch.target, dispatch.provider)
-        answer = await self._carrier.post(journey, self._head(dispatch, accept), own, body)
+        request, provider = dispatch.request, dispatch.provider
+        is_translated = not is_native(provider, request.operation)
+        head = self._head(dispatch, await self._translator() if is_translated else None)
+        own: dict[str, str] = {_REFERENCE: dispatch.call.reference}
+        if request.operation in _OF_ANTHROPIC:
+            own |= anthropic.headers_for(request, provider)
+            body = anthropic.encode(request, dispatch.target)
+        else:
+            body = openai.encode(request, dispatch.target, provider)
+        answer = await self._carrier.post(journey, head, own, body)
         try:
             if answer.status != _OK:
                 await self._refuse(journey, answer)
@@ -98,31 +140,35 @@ class WireClient:
             answer.close()
             raise
 
-    def _head(self, dispatch: Dispatch, accept: str) -> Head:
+    def _head(self, dispatch: Dispatch, translator: Address | None) -> Head:
         """The same as long as the provider's declaration and its secrets are."""
         provider, credential, certificate = dispatch.provider, dispatch.credential, dispatch.client_certificate
-        way = self._ways.get((provider.name, accept))
+        key = provider.name, dispatch.request.operation, dispatch.request.stream
+        way = self._ways.get(key)
         if (
             way is not None
             and way.provider is provider
             and way.credential == credential
             and way.client_certificate == certificate
+            and way.translator == translator
         ):
             return way.head
+        if translator is None:
+            base, own, terms = provider.base_url, _own_headers(dispatch), Terms(provider.ca_certificates, certificate)
+        else:
+            base, own, terms = translator.url, _order(dispatch, translator), Terms(None, None)
         headers = {
-            **provider.headers,
+            **own,
             "User-Agent": "penstock",
             "Content-Type": "application/json",
-            "Accept": accept,
+            "Accept": "text/event-stream" if dispatch.request.stream else "application/json",
             "Accept-Encoding": "identity",  # a compressor on the way would hold events back
         }
         headers.pop(_REFERENCE, None)
-        if credential is not None:
-            headers["Authorization"] = f"Bearer {credential}"
-        head = Head(f"{provider.base_url}/chat/completions", headers, Terms(provider.ca_certificates, certificate))
+        head = Head(f"{base}{_PATHS[dispatch.request.operation]}", headers, terms)
         if len(self._ways) >= _WAYS_MAX:
             self._ways.clear()
-        self._ways[provider.name, accept] = _Way(provider, credential, certificate, head)
+        self._ways[key] = _Way(provider, credential, certificate, translator, head)
         return head
 
     async def _refuse(self, journey: Journey, answer: Answer) -> NoReturn:
@@ -140,5 +186,36 @@ class WireClient:
         )
 
 
+def _reader(dispatch: Dispatch, provider_request_id: str | None) -> openai.AnswerReader | anthropic.AnswerReader:
+    if dispatch.request.operation is Operation.MESSAGES:
+        return anthropic.AnswerReader(provider_request_id)
+    return openai.AnswerReader(provider_request_id, choices=dispatch.request.choices)
+
+
+def _own_headers(dispatch: Dispatch) -> dict[str, str]:
+    """What the provider declares, and its credential where it looks for it."""
+    headers, credential = dict(dispatch.provider.headers), dispatch.credential
+    if credential is not None and dispatch.provider.dialect == "anthropic":
+        headers["x-api-key"] = credential
+    elif credential is not None:
+        headers["Authorization"] = f"Bearer {credential}"
+    return headers
+
+
+def _order(dispatch: Dispatch, translator: Address) -> dict[str, str]:
+    """What the translator is told of one call: whom to ask, and with what."""
+    provider = dispatch.provider
+    told = {
+        "Authorization": f"Bearer {translator.token}",
+        "X-Penstock-Provider": provider.translate_as or provider.dialect,
+        "X-Penstock-Credential": dispatch.credential,
+        "X-Penstock-Base-Url": provider.base_url,
+        "X-Penstock-Api-Version": provider.api_version,
+        "X-Penstock-Headers": msgspec.json.encode(dict(provider.headers)).decode() if provider.headers else None,
+        "X-Penstock-Seconds": f"{provider.total_seconds:g}",
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def _request_id(answer: Answer) -> str | None:
-    return bounded_id(answer.headers.get("x-request-id"))
+    return bounded_id(answer.headers.get("x-request-id") or answer.headers.get("request-id"))

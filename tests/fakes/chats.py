@@ -14,7 +14,7 @@ from gateway.dialect import read_chat
 from gateway.settings import Settings
 from gateway.wiring import Platform, build, first_start
 from governance import NewKey
-from kernel import Caller, ChatReply, ChatRequest, Chunk, Component, PlatformError, Target, Usage
+from kernel import Caller, Chunk, Component, ModelReply, ModelRequest, PlatformError, Target, Usage
 from router import UpstreamCall, UpstreamUnreachable
 
 USAGE = Usage({Component.INPUT: 5, Component.OUTPUT: 7})
@@ -47,11 +47,11 @@ class Scripted:
         self.limits: list[int | None] = []
         self.hanging = False
 
-    async def complete(self, target: Target, request: ChatRequest, call: UpstreamCall) -> ChatReply:
+    async def complete(self, target: Target, request: ModelRequest, call: UpstreamCall) -> ModelReply:
         chunks = [chunk async for chunk in self.stream(target, request, call)]
-        return ChatReply(b"{}", chunks[-1].usage if chunks else None, "up-1")
+        return ModelReply(b"{}", chunks[-1].usage if chunks else None, "up-1")
 
-    async def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, target: Target, request: ModelRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
         self.asked.append(target.name)
         self.limits.append(request.output_tokens_max)
         for step in self.scripts[target.name]:
@@ -95,7 +95,7 @@ def chat_with(platform: Platform, upstreams: Scripted) -> Chat:
     )
 
 
-def asking(model: str, **members: object) -> ChatRequest:
+def asking(model: str, **members: object) -> ModelRequest:
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **members}
     return read_chat(msgspec.json.encode(body), {})
 

@@ -18,10 +18,10 @@ from cost.sql_reports import SqlReports
 from kernel import (
     AuditRecord,
     Caller,
-    ChatRequest,
     Clock,
     Component,
     Document,
+    ModelRequest,
     Plan,
     PlatformError,
     SystemClock,
@@ -38,7 +38,7 @@ FREE = Target("free", "own", "free-1", context_tokens=8_000, output_tokens_max=1
 UNKNOWN = Target("unknown", "sim", "unknown-1", context_tokens=8_000, output_tokens_max=1_000)
 CALLER = Caller("key_1", "app one", department="sales", app="mail", user=None, use_case="reply")
 # 100 input and 100 output tokens at 1 USD a million: worst case 200,000 nano and 7 nano of rounding.
-REQUEST = ChatRequest("small", {}, input_tokens_max=100, output_tokens_max=100)
+REQUEST = ModelRequest("small", {}, input_tokens_max=100, output_tokens_max=100)
 HELD = 200_007
 
 
@@ -109,7 +109,7 @@ class Firm:
         finally:
             await self.ledger.close()
 
-    def turn(self, caller: Caller = CALLER, request: ChatRequest = REQUEST, turn_id: str | None = None) -> Turn:
+    def turn(self, caller: Caller = CALLER, request: ModelRequest = REQUEST, turn_id: str | None = None) -> Turn:
         admission = AuditRecord("turn.admitted", {"requested": "small"}, turn_id or new_id("req"), "mail", "sales")
         return self.ledger.turn(caller, request, Plan("small", (TARGET,)), admission)
 

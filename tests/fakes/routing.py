@@ -5,10 +5,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from msgspec import Raw
 
-from kernel import ChatRequest, Clock, Document, Hints, Target
+from kernel import Clock, Document, Hints, ModelRequest, Target
 from router import Catalogue, Health, UpstreamCall, Upstreams, UpstreamSettings
 from router.carrier import Carrier
 
@@ -37,8 +38,9 @@ def upstreams_of(
     *,
     health: Health | None = None,
     carrier: Carrier | None = None,
+    **others: Any,
 ) -> Upstreams:
-    """Upstreams with a health of their own, unless one is given to look at."""
+    """Upstreams with a health of their own, unless one is given to look at. others: handed on."""
     return Upstreams(
         lambda: known,
         credentials,
@@ -46,15 +48,18 @@ def upstreams_of(
         clock=clock,
         settings=settings or UpstreamSettings(),
         carrier=carrier,
+        **others,
     )
 
 
 TARGET = Target("m", "p", "big", 128_000, 1000)
 
 
-def chat(text: str = "hello there", *, stream: bool = False, limit: int | None = None, **fields: object) -> ChatRequest:
+def chat(
+    text: str = "hello there", *, stream: bool = False, limit: int | None = None, **fields: object
+) -> ModelRequest:
     body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
-    return ChatRequest(
+    return ModelRequest(
         model="m",
         fields={name: Raw(json.dumps(value).encode()) for name, value in body.items()},
         stream=stream,
@@ -93,7 +98,7 @@ def asking(
     task_type: str | None = None,
     max_latency_ms: int | None = None,
     quality_level: str | None = None,
-) -> ChatRequest:
+) -> ModelRequest:
     """A request as the router sees one: a name, a length, hints."""
     hints = Hints(task_type=task_type, max_latency_ms=max_latency_ms, quality_level=quality_level)
-    return ChatRequest(model, {}, input_tokens_max=tokens * 4, hints=hints)
+    return ModelRequest(model, {}, input_tokens_max=tokens * 4, hints=hints)

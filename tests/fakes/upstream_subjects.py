@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from kernel import ChatReply, ChatRequest, Chunk
+from kernel import Chunk, ModelReply, ModelRequest
 from router import UpstreamError, Upstreams, UpstreamSettings
 from router.aiohttp_carrier import AiohttpCarrier
 from router.carrier import Carrier
@@ -72,7 +72,7 @@ class Subject:
     server: ScriptedUpstream
     sent: Sent
 
-    def told(self, behaviour: str, *, stream: bool = False) -> tuple[Upstreams, ChatRequest]:
+    def told(self, behaviour: str, *, stream: bool = False) -> tuple[Upstreams, ModelRequest]:
         self.server.will(*SCRIPTS[behaviour][stream])
         limits = SHORT if "hang" in behaviour else {}
         if self.name == "sandbox":
@@ -80,7 +80,7 @@ class Subject:
             return upstreams, chat("sandbox: " + SANDBOX[behaviour], stream=stream)
         return self.make(self.name, **limits), chat(stream=stream)
 
-    async def complete(self, behaviour: str) -> ChatReply:
+    async def complete(self, behaviour: str) -> ModelReply:
         upstreams, request = self.told(behaviour)
         return await upstreams.complete(TARGET, request, self.sent.call())
 

@@ -20,9 +20,9 @@ from governance.sql_audit import DriverChains
 from kernel import (
     AuditRecord,
     Caller,
-    ChatRequest,
     Component,
     Document,
+    ModelRequest,
     Plan,
     SystemClock,
     Target,
@@ -33,7 +33,7 @@ from kernel.db import Base, make_engine
 
 _IN_FLIGHT = 500
 _TARGET = Target("hot", "provider", "hot", context_tokens=8192, output_tokens_max=256)
-_REQUEST = ChatRequest(model="hot", fields={}, input_tokens_max=40, output_tokens_max=40)
+_REQUEST = ModelRequest(model="hot", fields={}, input_tokens_max=40, output_tokens_max=40)
 _USAGE = Usage({Component.INPUT: 10, Component.OUTPUT: 10})
 _BODIES = (
     ("price", "hot", {"model": "hot", "usd_per_million_tokens": {"input": "1", "output": "4"}}),

@@ -11,7 +11,7 @@ from cost.entries import Correction
 from cost.sql import SqlLedgerStore
 from cost.sql_reports import SqlReports
 from cost.store import PeriodsMissing
-from kernel import ChatRequest, StoreUnavailable
+from kernel import ModelRequest, StoreUnavailable
 from kernel.db import make_engine
 from tests.fakes.ledgers import CALLER, HELD, TARGET, Fault, FaultyStore, Firm, UpstreamFault, budget, by, soon, used
 
@@ -22,7 +22,7 @@ async def test_no_attempt_sets_aside_more_than_the_setting_even_without_a_budget
             assert attempt.was_lowered
         with pytest.raises(BudgetExhausted, match="ask for less"):
             async with (
-                firm.turn(request=ChatRequest("small", {}, input_tokens_max=10**6)) as turn,
+                firm.turn(request=ModelRequest("small", {}, input_tokens_max=10**6)) as turn,
                 turn.attempt(TARGET),
             ):
                 pass

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cost import BudgetExhausted, BudgetHeld, ModelUnpriced, Overloaded
-from kernel import AuditRecord, ChatRequest, Component, StoreUnavailable, Usage
+from kernel import AuditRecord, Component, ModelRequest, StoreUnavailable, Usage
 from tests.fakes.ledgers import (
     CALLER,
     HELD,
@@ -202,7 +202,7 @@ async def test_a_cancelled_turn_ends_for_the_reason_that_whoever_cancelled_it_ga
 
 
 async def test_a_refused_first_hold_is_one_record_and_no_entry(firm: Firm) -> None:
-    turn = firm.turn(request=ChatRequest("small", {}, input_tokens_max=10**7, output_tokens_max=10))
+    turn = firm.turn(request=ModelRequest("small", {}, input_tokens_max=10**7, output_tokens_max=10))
     with pytest.raises(BudgetExhausted, match="Budget `dept`"):
         async with turn, turn.attempt(TARGET):
             raise AssertionError
@@ -271,7 +271,7 @@ async def test_an_answer_is_shortened_down_to_sixteen_tokens_and_no_further(book
 
 async def test_who_asks_for_less_than_sixteen_tokens_needs_no_more(books, clock) -> None:
     async with Firm(books, [budget("dept", "sales", 100_012)], clock=clock).opened() as firm:
-        request = ChatRequest("small", {}, input_tokens_max=100, output_tokens_max=5)
+        request = ModelRequest("small", {}, input_tokens_max=100, output_tokens_max=5)
         with pytest.raises(BudgetExhausted):
             async with firm.turn(request=request) as turn, turn.attempt(TARGET):
                 pass
@@ -292,7 +292,7 @@ async def test_a_soft_budget_counts_and_never_refuses(books, clock) -> None:
 
 
 async def test_content_that_is_not_text_is_held_at_the_whole_context(firm: Firm) -> None:
-    request = ChatRequest("small", {}, input_tokens_max=None, output_tokens_max=1)
+    request = ModelRequest("small", {}, input_tokens_max=None, output_tokens_max=1)
     with pytest.raises(BudgetExhausted):
         async with firm.turn(request=request) as turn, turn.attempt(TARGET):
             pass

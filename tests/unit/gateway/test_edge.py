@@ -11,7 +11,7 @@ import pytest
 from cost import Turn
 from gateway.wiring import Platform
 from governance import NewKey
-from kernel import ChatRequest
+from kernel import ModelRequest
 from router import UpstreamBroken
 from tests.fakes.chats import ROLE, TAIL, WORD, RawCaller, Scripted, chat_with, company
 
@@ -84,7 +84,7 @@ async def test_events_that_came_together_leave_together_whatever_follows(platfor
 
 
 def turns_in_memory() -> int:
-    return sum(isinstance(each, Turn | ChatRequest) for each in gc.get_objects())
+    return sum(isinstance(each, Turn | ModelRequest) for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("ends", ["whole", "streamed", "broken", "refused", "left"])

@@ -56,6 +56,7 @@ class Line:
     def __init__(self) -> None:
         self.booked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.asked: list[str] = []
+        self.takes_bodies = False
         config = uvicorn.Config(self._answer, interface="asgi3", lifespan="off", log_config=None, proxy_headers=False)
         config.load()
         self.protocol = HttpProtocol(config, ServerState(), {}, admission=open_to_all())
@@ -64,6 +65,9 @@ class Line:
 
     async def _answer(self, connection: Connection) -> None:
         self.asked.append(connection.path)
+        if self.takes_bodies:
+            connection.take()
+            assert self.transport.is_reading, "else nobody would see the caller leave"
         if len(self.asked) == 1:
             connection.rest_until(self.booked, REST_SECONDS)
         connection.begin(200, b"", len(connection.path))
@@ -77,6 +81,17 @@ class Line:
 @pytest.fixture
 async def line() -> Line:
     return Line()
+
+
+@pytest.mark.parametrize("takes_it", [True, False])
+async def test_a_long_body_that_came_at_once_holds_nothing_up_that_follows(line: Line, *, takes_it: bool) -> None:
+    line.booked.set_result(None)
+    line.takes_bodies = takes_it
+    line.protocol.data_received(b"POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 70000\r\n\r\n" + b"x" * 70_000)
+    assert not line.transport.is_reading
+    await asyncio.sleep(0.01)
+    assert line.asked == ["/a"]
+    assert line.transport.is_reading
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.wiring import Platform
 from governance import NewKey
-from kernel import ChatRequest, Chunk, Target
+from kernel import Chunk, ModelRequest, Target
 from router import UpstreamCall
 from tests.fakes.chats import TAIL, WORD, RawCaller, Scripted, chat_with, company
 
@@ -26,7 +26,7 @@ class Slow(Scripted):
         super().__init__(one=[WORD, TAIL])
         self._becomes_slow = becomes_slow
 
-    async def stream(self, target: Target, request: ChatRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, target: Target, request: ModelRequest, call: UpstreamCall) -> AsyncGenerator[Chunk, None]:
         async for chunk in super().stream(target, request, call):
             yield chunk
         self._becomes_slow()

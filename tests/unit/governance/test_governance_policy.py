@@ -29,8 +29,8 @@ def target(name, *, hidden=False):
     return Target(name, "sandbox", name, 8_000, 1_000, hidden=hidden)
 
 
-def policy_of(documents, clock):
-    directory, rules = Directory.of(documents), Rules.of(documents)
+def policy_of(documents, clock, **bases):
+    directory, rules = Directory.of(documents), Rules.of(documents, bases)
     return Policy(lambda: rules, lambda: directory, clock=clock)
 
 
@@ -54,20 +54,22 @@ CALLER = Caller("key_1", "k", "sales", "crm", use_cases=("chat", "draft"), use_c
 PLAN = Plan("fast", (target("m"), target("n")))
 
 
-def reference(documents, caller, target, now):
+def reference(documents, caller, target, now, **bases):
     """Whether any policy document lets this through, read without any index."""
-    for each in documents:
-        if each.kind != "policy":
-            continue
+    policies = [each for each in documents if each.kind == "policy"]
+    is_named = any(target.name in each.body["models"] and "*" not in each.body["models"] for each in policies)
+    judged_as = target.name if is_named else bases.get(target.name, target.name)
+    for each in policies:
         body = each.body
-        opened = any(model in {"*", target.name} for model in body["models"])
+        opened = any(model in {"*", judged_as} for model in body["models"])
         opened = opened and any(name in {"*", caller.department} for name in body["departments"])
         opened = opened and any(name in {"*", caller.use_case} for name in body["use_cases"])
         opened = opened and LABELS.index(body["data_class"]) >= int(caller.data_class)
         if opened and body.get("approval_required"):
             opened = any(
                 g.kind == "grant"
-                and (g.body["app"], g.body["model"], g.body["use_case"]) == (caller.app, target.name, caller.use_case)
+                and g.body["model"] in {target.name, judged_as}
+                and (g.body["app"], g.body["use_case"]) == (caller.app, caller.use_case)
                 and datetime.fromisoformat(g.body["until"]) > now
                 for g in documents
             )
@@ -117,16 +119,17 @@ def generated(draw):
     chosen = draw.sample(models, draw.randint(1, 4))
     plan = Plan("asked", tuple(target(name, hidden=draw.random() < 0.3) for name in chosen))
     hint = draw.choice([None, *DataClass])
-    return documents, caller if hint is None else caller.raised(hint), plan, (classes[app], hint)
+    bases = {name: draw.choice(models[:2]) for name in models[2:] if draw.random() < 0.6}
+    return documents, caller if hint is None else caller.raised(hint), plan, (classes[app], hint), bases
 
 
 def test_allowed_lets_through_exactly_what_the_reference_lets_through(clock):
     draw, outcomes = random.Random(20261120), set()
-    for _ in range(1_000):
-        documents, caller, plan, (of_app, hint) = generated(draw)
+    for _ in range(1_500):
+        documents, caller, plan, (of_app, hint), bases = generated(draw)
         assert int(caller.data_class) == max(LABELS.index(of_app), int(hint or 0))
-        expected = tuple(each for each in plan if reference(documents, caller, each, clock.now()))
-        policy = policy_of(documents, clock)
+        expected = tuple(each for each in plan if reference(documents, caller, each, clock.now(), **bases))
+        policy = policy_of(documents, clock, **bases)
         try:
             kept, verdict = policy.allowed(caller, plan)
         except Denied as denial:
@@ -240,3 +243,90 @@ def test_approval_is_never_satisfied_without_a_use_case(clock):
     policy = policy_of(world(rule(use_cases=["*"], approval_required=True)), clock)
     with pytest.raises(ApprovalRequired):
         policy.allowed(Caller("k", "k", "sales", "crm"), PLAN)
+
+
+TUNED = Plan("tuned", (target("tuned"),))
+
+
+def grant(model, until, name="g"):
+    return document("grant", name, app="crm", model=model, use_case="chat", until=until.isoformat(), reason="r")
+
+
+class TestBases:
+    """A model that was made from another, `tuned` from `m`."""
+
+    def test_a_model_that_no_policy_names_is_judged_as_its_base(self, clock):
+        policy = policy_of(world(rule()), clock, tuned="m")
+        plan, verdict = policy.allowed(CALLER, TUNED)
+        assert plan is TUNED
+        assert verdict.as_json()["targets"] == [
+            {"target": "tuned", "allowed": True, "policy": "p", "failed": [], "judged_as": "m"}
+        ]
+
+    def test_what_the_base_denies_it_is_denied_with_the_bases_policy_as_nearest_miss(self, clock):
+        with pytest.raises(PolicyDenied, match="Policy 'p' permits up to internal") as denied:
+            policy_of(world(rule()), clock, tuned="m").allowed(CALLER.raised(DataClass.RESTRICTED), TUNED)
+        assert denied.value.verdict["targets"][0]["judged_as"] == "m"
+
+    def test_nothing_is_open_where_nothing_opens_the_base(self, clock):
+        with pytest.raises(ModelNotAllowed) as denied:
+            policy_of(world(rule(models=["n"])), clock, tuned="m").allowed(CALLER, TUNED)
+        assert "judged_as" not in denied.value.verdict["targets"][0], "whoever may not use a base is not told of it"
+
+    def test_the_base_is_not_opened_by_what_opens_the_model(self, clock):
+        policy = policy_of(world(rule(models=["tuned"])), clock, tuned="m")
+        assert policy.judge(CALLER, TUNED).allows_all
+        assert not policy.judge(CALLER, Plan("m", (target("m"),))).allows_all
+
+    def test_a_model_that_a_policy_names_is_governed_by_that_alone_whichever_department_it_is_for(self, clock):
+        policy = policy_of(world(rule(), rule("own", models=["tuned"], departments=["legal"])), clock, tuned="m")
+        with pytest.raises(ModelNotAllowed):
+            policy.allowed(CALLER, TUNED)
+        lawyer = Caller("key_2", "k", "legal", "other", use_cases=("chat",), use_case="chat")
+        verdict = policy.allowed(lawyer, TUNED)[1]
+        assert [(each.policy, each.judged_as) for each in verdict.rulings] == [("own", None)]
+
+    def test_policies_for_all_models_hold_for_it_in_either_case(self, clock):
+        for own in ([], [rule("own", models=["tuned"], departments=["legal"])]):
+            policy = policy_of(world(rule("all", models=["*"]), *own), clock, tuned="m")
+            assert policy.judge(CALLER, TUNED).rulings[0].policy == "all"
+
+    @pytest.mark.parametrize("of", ["m", "tuned"])
+    def test_an_approval_of_the_base_or_of_the_model_itself_opens_it_until_its_hour(self, clock, of):
+        until = clock.now() + timedelta(hours=1)
+        policy = policy_of(world(rule(approval_required=True), grant(of, until)), clock, tuned="m")
+        assert policy.judge(CALLER, TUNED).allows_all
+        clock.advance(3_600)
+        with pytest.raises(ApprovalRequired, match="model 'tuned'"):
+            policy.allowed(CALLER, TUNED)
+
+    @pytest.mark.parametrize("hours", [(1, 2), (2, 1)])
+    def test_the_later_of_two_approvals_counts(self, clock, hours):
+        until = [clock.now() + timedelta(hours=each) for each in hours]
+        documents = world(rule(approval_required=True), grant("m", until[0]), grant("tuned", until[1], "h"))
+        policy = policy_of(documents, clock, tuned="m")
+        clock.advance(3_600)
+        assert policy.judge(CALLER, TUNED).allows_all
+        clock.advance(3_600)
+        assert not policy.judge(CALLER, TUNED).allows_all
+
+    def test_an_approval_of_the_base_is_none_for_a_model_with_a_policy_of_its_own(self, clock):
+        own = rule("own", models=["tuned"], approval_required=True)
+        documents = world(rule(), own, grant("m", clock.now() + timedelta(hours=1)))
+        with pytest.raises(ApprovalRequired):
+            policy_of(documents, clock, tuned="m").allowed(CALLER, TUNED)
+
+    def test_an_approval_of_the_model_is_none_for_its_base(self, clock):
+        documents = world(rule(approval_required=True), grant("tuned", clock.now() + timedelta(hours=1)))
+        assert not policy_of(documents, clock, tuned="m").judge(CALLER, Plan("m", (target("m"),))).allows_all
+
+    def test_a_hidden_one_shows_to_those_whom_its_base_is_open_to(self, clock):
+        policy = policy_of(world(rule(departments=["legal"])), clock, tuned="m")
+        secret = target("tuned", hidden=True)
+        assert not policy.visible(CALLER, secret)
+        assert policy.visible(Caller("k", "k", "legal"), secret)
+
+    def test_cost_does_not_grow_with_models_made_from_others(self, clock):
+        rules = Rules.of(world(rule()), {f"tuned-{n}": "m" for n in range(2_000)})
+        assert len(rules.by_model_and_department) == 1
+        assert [each.name for each in rules.opening("tuned-1999", "sales")] == ["p"]

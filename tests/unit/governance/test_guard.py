@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from governance import KINDS, Detector, Directory, Findings, Guard
 from governance.detectors import DATA_CLASSES
 from governance.scanner import CANDIDATES_MAX
-from kernel import Caller, ChatRequest, DataClass, Document, InvalidDeclaration
+from kernel import Caller, DataClass, Document, InvalidDeclaration, ModelRequest
 
 AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 HOLDING = {
@@ -69,7 +69,7 @@ def office(compiled):
 
 def asking(text, **members):
     body = {"model": "m", "messages": [{"role": "user", "content": text}], **members}
-    return ChatRequest("m", _members.decode(msgspec.json.encode(body)))
+    return ModelRequest("m", _members.decode(msgspec.json.encode(body)))
 
 
 @pytest.mark.parametrize("name", HOLDING)
@@ -160,7 +160,7 @@ def test_every_member_and_the_name_of_every_member_is_looked_at(office, member):
 
 def test_two_members_make_no_number_together(office):
     body = '{"model":"m","a":41111111,"b":11111111,"c":"4111 1111","d":"1111 1111"}'
-    assert office.guard.inspect(CALLER, ChatRequest("m", _members.decode(body)))[1] == Findings()
+    assert office.guard.inspect(CALLER, ModelRequest("m", _members.decode(body)))[1] == Findings()
 
 
 def test_what_comes_after_too_many_candidates_counts_as_what_it_looks_like(office):
@@ -176,13 +176,13 @@ def test_what_comes_after_too_many_candidates_counts_as_what_it_looks_like(offic
 def test_escape_after_too_many_candidates_is_still_resolved(office):
     crowd = "\n".join(["4111111111111112"] * CANDIDATES_MAX)
     body = json.dumps({"messages": crowd + " HIDDEN"}).replace("HIDDEN", "\\u0034111111111111111")
-    assert office.guard.inspect(CALLER, ChatRequest("m", _members.decode(body)))[1].counts == {"card": 1}
+    assert office.guard.inspect(CALLER, ModelRequest("m", _members.decode(body)))[1].counts == {"card": 1}
 
 
 def test_many_harmless_escapes_hide_nothing(office):
     crowd = "\\u003cb\\u003e" * CANDIDATES_MAX
     body = f'{{"messages":"{crowd} {HOLDING["card"]} 4111111111111112"}}'
-    assert office.guard.inspect(CALLER, ChatRequest("m", _members.decode(body)))[1].counts == {"card": 1}
+    assert office.guard.inspect(CALLER, ModelRequest("m", _members.decode(body)))[1].counts == {"card": 1}
 
 
 def test_long_texts_are_looked_at_like_short_ones(office):

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from governance import Directory, Guard
-from kernel import Caller, ChatRequest, SystemClock
+from kernel import Caller, ModelRequest, SystemClock
 
 CALLER = Caller("key_1", "k", "sales", "crm")
 GAPS = ["", " ", "-", "\u00a0", "\u202f"]
@@ -116,7 +116,7 @@ def guard():
 
 def seen(guard, body):
     """What is found in these bytes of JSON, sent as messages."""
-    return dict(guard.inspect(CALLER, ChatRequest("m", {"messages": msgspec.Raw(body)}))[1].counts)
+    return dict(guard.inspect(CALLER, ModelRequest("m", {"messages": msgspec.Raw(body)}))[1].counts)
 
 
 def writings(text, draw):

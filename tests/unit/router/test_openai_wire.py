@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from kernel import ChatRequest, Component, Usage
+from kernel import Component, ModelRequest, Usage
 from router import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from router.catalogue import Provider
 from router.openai import AnswerReader, encode, read_chunk, read_refusal, read_reply, read_retry_after, read_usage
@@ -22,14 +22,14 @@ AUDIO_IN, IMAGE, OUT = Component.AUDIO_INPUT, Component.IMAGE_INPUT, Component.O
 REASONING, AUDIO_OUT = Component.REASONING, Component.AUDIO_OUTPUT
 
 
-def sent(request: ChatRequest, provider: Provider = OPENAI) -> dict[str, object]:
+def sent(request: ModelRequest, provider: Provider = OPENAI) -> dict[str, object]:
     return json.loads(encode(request, TARGET, provider))
 
 
 class TestEncoding:
     def test_keeps_unknown_members_byte_for_byte(self):
         odd = b'{"z" : 1.50, "a":[1e400,  "\\u00e9"], "z":2}'
-        request = ChatRequest("m", {"model": Raw(b'"m"'), "odd": Raw(odd), "messages": Raw(b"[ ]")})
+        request = ModelRequest("m", {"model": Raw(b'"m"'), "odd": Raw(odd), "messages": Raw(b"[ ]")})
         assert b'"odd":' + odd in encode(request, TARGET, OPENAI)
         assert b'"messages":[ ]' in encode(request, TARGET, OPENAI)
 

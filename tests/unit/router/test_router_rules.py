@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 from pydantic import ValidationError
 
-from kernel import ChatRequest, InvalidDeclaration
+from kernel import InvalidDeclaration, ModelRequest
 from router import KINDS, Catalogue, Health, Router
 from router.rules import Rule
 from tests.fakes.routing import asking, several
@@ -56,7 +56,7 @@ class TestConditions:
             assert (rule.why(request) is not None) is expected
 
     def test_a_prompt_that_holds_more_than_text_has_no_length(self):
-        media = ChatRequest("m", {}, input_tokens_max=None)
+        media = ModelRequest("m", {}, input_tokens_max=None)
         assert Rule("x", prompt_tokens_over=0).why(media) is None
 
     @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel import ChatRequest, Component
+from kernel import Component, ModelRequest
 from router import Catalogue, UpstreamRefused, Upstreams, UpstreamUnreachable
-from router.sandbox import _TOKEN
+from router.sandbox_question import TOKEN
 from router.sandbox_schema import smallest_instance
 from tests.fakes.routing import TARGET, Sent, catalogue, chat, upstreams_of
 
@@ -31,11 +31,11 @@ async def upstreams(clock) -> AsyncIterator[Upstreams]:
     await made.close()
 
 
-async def asked(upstreams: Upstreams, request: ChatRequest) -> dict:
+async def asked(upstreams: Upstreams, request: ModelRequest) -> dict:
     return json.loads((await upstreams.complete(TARGET, request, Sent().call())).body)
 
 
-async def heard(upstreams: Upstreams, request: ChatRequest) -> list[dict]:
+async def heard(upstreams: Upstreams, request: ModelRequest) -> list[dict]:
     return [json.loads(chunk.data) async for chunk in upstreams.stream(TARGET, request, Sent().call())]
 
 
@@ -67,7 +67,7 @@ async def test_counts_a_long_prompt_to_the_end(upstreams):
 
 @given(st.text(max_size=80))
 def test_pieces_lose_nothing_and_never_outnumber_the_bytes(text):
-    pieces = _TOKEN.findall(text)
+    pieces = TOKEN.findall(text)
     assert "".join(pieces) == text
     assert all(1 <= len(piece) <= 4 for piece in pieces)
     assert len(pieces) <= len(text.encode("utf-8", "surrogatepass"))
@@ -189,9 +189,9 @@ async def test_a_target_whose_provider_was_withdrawn_is_unreachable_and_never_se
 
 
 async def test_reads_only_what_a_provider_would_be_sent(upstreams):
-    request = ChatRequest("m", chat().fields, input_tokens_max=None, choices=9)
+    request = ModelRequest("m", chat().fields, input_tokens_max=None, choices=9)
     reply = await upstreams.complete(TARGET, request, Sent().call())
-    assert reply.usage.tokens[Component.INPUT] == len(_TOKEN.findall("hello there"))
+    assert reply.usage.tokens[Component.INPUT] == len(TOKEN.findall("hello there"))
     assert len(json.loads(reply.body)["choices"]) == 1
 
 
