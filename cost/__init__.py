@@ -15,7 +15,7 @@ from cost.errors import (
 )
 from cost.invoices import InvoiceLine, read_csv, read_jsonl
 from cost.ledger import Attempt, Ledger, Turn
-from cost.metrics import LedgerMetrics
+from cost.metrics import BudgetMetrics, LedgerMetrics
 from cost.prices import Cost, Price
 from cost.reconcile import ReconcileReport, Reconciliation
 from cost.settings import LedgerSettings
@@ -31,6 +31,7 @@ __all__ = [
     "BudgetBody",
     "BudgetExhausted",
     "BudgetHeld",
+    "BudgetMetrics",
     "BudgetState",
     "Cost",
     "Entry",

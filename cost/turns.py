@@ -140,7 +140,7 @@ class Turn:
     def close(self, attempt: "Attempt", closing: Closing, error: BaseException | None) -> None:
         """Keep the closing for the next step: with the next hold, or with the outcome."""
         self._unsettled.append(closing)
-        self._spend_time("do", attempt.began)
+        attempt.ended = self._spend_time("do", attempt.began)
         if error is None:
             self.target = attempt.target
         elif isinstance(error, PlatformError):
@@ -235,6 +235,7 @@ class Attempt:
     """One call to one target: held before anything is sent, posted or voided on the way out.
 
     output_tokens_max: the ceiling per choice that is paid for. was_lowered: it is less than was asked for.
+    began, ended: on the monotonic clock, from its hold to its closing. usage: the provider's last word until now.
     """
 
     def __init__(self, turn: Turn, target: Target, number: int) -> None:
@@ -244,14 +245,14 @@ class Attempt:
         self.held_nano_usd = 0
         self.cost_nano_usd = 0
         self.was_lowered = self.is_answered = self.is_estimated = False
-        self.began = 0.0
+        self.began = self.ended = 0.0
+        self.usage: Usage | None = None
+        self.provider_request_id: str | None = None
         self._turn = turn
         self._hold: Hold | None = None
         self._is_sent = False
         self._is_final = False
-        self._usage: Usage | None = None
         self._cost = Cost(0)
-        self._provider_request_id: str | None = None
         self._closing: Closing | None = None
 
     async def __aenter__(self) -> Self:
@@ -278,7 +279,7 @@ class Attempt:
 
     def replied(self, provider_request_id: str | None) -> None:
         """The provider named the call."""
-        self._provider_request_id = provider_request_id or self._provider_request_id
+        self.provider_request_id = provider_request_id or self.provider_request_id
 
     def answered(self) -> None:
         """The first content has left for the caller: from here on no other target may answer."""
@@ -296,7 +297,7 @@ class Attempt:
         assert self._hold is not None
         assert self._hold.ask is not None
         price = self._hold.ask.price
-        self._usage, self._is_final = usage, final
+        self.usage, self._is_final = usage, final
         self._turn.usage = usage
         self._cost = price.cost(usage) if price else Cost(0)
         self.cost_nano_usd = self._cost.nano_usd
@@ -308,7 +309,7 @@ class Attempt:
         return {"target": self.target.name, "cost_nano_usd": self.cost_nano_usd, "end": end, "reason": reason}
 
     def _close(self, error: BaseException | None) -> Closing:
-        hold, usage, cost, named = self._hold, self._usage, self._cost, self._provider_request_id
+        hold, usage, cost, named = self._hold, self.usage, self._cost, self.provider_request_id
         assert hold is not None
         assert hold.ask is not None
         if usage is not None and (error is None or self._is_final):

@@ -27,6 +27,7 @@ from gateway.schema import NotDurable, SchemaBusy, SchemaNewer, migrate
 from gateway.secrets import SecretsUnusable
 from gateway.serve import serve as run_server
 from gateway.settings import Settings
+from gateway.telemetry import TelemetryUnusable
 from gateway.wiring import Platform, build
 from governance import Allowance, Change, NewKey, render
 from kernel import Hints, ModelRequest, Plan, PlatformError, Role, format_usd
@@ -56,7 +57,15 @@ def main() -> None:
     """Run the command; a failure is one line that names the cure, and exit status 1."""
     try:
         app()
-    except (PlatformError, SecretsUnusable, AlreadyServed, SchemaNewer, SchemaBusy, NotDurable) as refused:
+    except (
+        PlatformError,
+        SecretsUnusable,
+        TelemetryUnusable,
+        AlreadyServed,
+        SchemaNewer,
+        SchemaBusy,
+        NotDurable,
+    ) as refused:
         _err.print(f"penstock: {refused}", markup=False)
         raise SystemExit(1) from None
     except (OSError, UnicodeError, OverflowError) as unusable:

@@ -36,6 +36,7 @@ from gateway.exchange import Connection, Exchange
 from gateway.history import History
 from gateway.listing import leaving_headers, model_facts
 from gateway.metrics import Metrics
+from gateway.telemetry import Telemetry
 from gateway.trace import Trace
 from governance import InvalidKey, Keys, Policy, RateLimited
 from kernel import Caller, Clock, ModelRequest, Plan, PlatformError, Target, format_usd
@@ -100,6 +101,7 @@ class Edge:
         ledger: Ledger,
         history: History,
         metrics: Metrics,
+        telemetry: Telemetry,
         control: AsgiApplication,
         ready: Callable[[], Awaitable[dict[str, str]]],
         clock: Clock,
@@ -113,6 +115,7 @@ class Edge:
         self.ledger = ledger
         self.history = history
         self.metrics = metrics
+        self.telemetry = telemetry
         self.control = control
         self.ready = ready
         self.clock = clock
@@ -152,9 +155,8 @@ class Edge:
             told = _without_frames(refusal)
             if x.caller is None or (row is not None and row.access is Access.APP):
                 told = await self._record_refusal(x, refusal)
-                self.metrics.turn(
-                    x.trace, self._status(told), self.clock.monotonic() - x.trace.started, self.catalogue()
-                )
+                seconds = self.clock.monotonic() - x.trace.started
+                self.metrics.turn(x.trace, self._status(told), seconds, self.catalogue(), failure=told)
             await self._refuse(x, told)
             await x.finish()
 
@@ -207,7 +209,7 @@ class Edge:
         given = x.headers.get("authorization", "").encode()  # text beyond ASCII cannot be compared as such
         if token is not None and not compare_digest(given, f"Bearer {token}".encode()):
             raise InvalidKey("unknown")
-        kind, page = self.metrics.page()
+        kind, page = await self.metrics.page()
         x.start(HTTPStatus.OK, [("content-type", kind)])
         await x.write(page)
         await x.finish()
@@ -305,12 +307,13 @@ class Edge:
         turn, permit = x.trace.turn, x.trace.permit
         assert turn is not None
         assert permit is not None
-        attempt = turn.attempts[-1]
+        attempt, now = turn.attempts[-1], self.clock.monotonic()
+        x.trace.answered, x.trace.is_stream = now, request.stream
         headers = [
             ("x-penstock-model", attempt.target.name),
             ("x-penstock-provider", attempt.target.provider),
             ("x-penstock-attempts", str(len(turn.attempts))),
-            ("openai-processing-ms", str(int((self.clock.monotonic() - x.trace.started) * 1000))),
+            ("openai-processing-ms", str(int((now - x.trace.started) * 1000))),
             *permit.headers().items(),
         ]
         if not request.stream:
@@ -334,7 +337,7 @@ class Edge:
     # Endings
 
     def _release(self, x: Exchange, failure: PlatformError | None) -> None:
-        """The turn is over but for its last bytes: give back its permit, count it and log it."""
+        """The turn is over but for its last bytes: give back its permit, count it, trace it and log it."""
         trace = x.trace
         if trace.permit is not None:
             tokens = _tokens_used(trace.turn)
@@ -342,8 +345,13 @@ class Edge:
                 trace.permit.settle_tokens(tokens)
             trace.permit.release()
         status = self._status(failure) if failure else x.status or CallerGone.status
-        self.metrics.turn(trace, status, self.clock.monotonic() - trace.started, self.catalogue())
-        self.log("penstock.turn", "turn", _turn_line(x, status, failure))
+        seconds = self.clock.monotonic() - trace.started
+        self.metrics.turn(trace, status, seconds, self.catalogue(), failure=failure)
+        line = _turn_line(x, status, failure)
+        traced = self.telemetry.turn(trace, status, x.headers.get("traceparent"), failure=failure)
+        if traced is not None:
+            line["trace"] = traced
+        self.log("penstock.turn", "turn", line)
 
     def _settle(self, x: Exchange) -> None:
         """Let the books be durable before this connection carries another request; bounded, since they retry."""

@@ -71,7 +71,7 @@ class HttpProtocol(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._full_since: float | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._over = False  # nothing that still comes is a request
+        self._over = self._asks_again = False  # nothing that still comes is a request; the same one once more
         self._url, self._headers = b"", dict[str, str]()
         self._head_bytes = self._fields_bytes = self._data_bytes = self._content_bytes = 0
         self._beside_bytes = HEADER_BYTES_MAX  # what may still come of a body that is none of its content
@@ -139,6 +139,9 @@ class HttpProtocol(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            if not self._asks_again:
+                return b""  # of a head that is too large, or comes too late: to feed it again would never end
+            self._asks_again = False
             head = [f"{self._parser.get_method().decode()} ".encode() + self._url + b" HTTP/1.1"]
             head += [f"{name}: {text}".encode("latin-1") for name, text in self._headers.items() if name != "upgrade"]
             self._parser = self._new_parser()
@@ -199,7 +202,8 @@ class HttpProtocol(asyncio.Protocol):
         if self._fault is not None:
             raise ValueError  # what the parser makes an HttpParserError of
         if parser.should_upgrade():
-            return  # `_feed` asks again, without
+            self._asks_again = True  # without
+            return
         self._head_since = None
         self._beside_bytes = HEADER_BYTES_MAX + self._data_bytes
         is_last = version == "1.0" or not parser.should_keep_alive()

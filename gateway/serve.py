@@ -65,6 +65,7 @@ async def _serve(settings: Settings, lines: Lines) -> None:
                 tend(server.server_state.connections, slow_reader_seconds=settings.slow_reader_seconds)
             ),
             asyncio.create_task(platform.edge.metrics.watch_loop()),
+            asyncio.create_task(platform.budgets.watch()),
             asyncio.create_task(platform.admission.tell(platform.ledger.record)),
         )
         await server.serve()

@@ -53,6 +53,14 @@ class Settings(BaseSettings):
     translator_python: Path = Path(".venv-translator/bin/python")
     """The interpreter that runs the translator started here, from an environment of its own."""
 
+    otlp_endpoint: str | None = None
+    """Where traces of turns go by OTLP over HTTP, `https://collector:4318`; without it none are made. Needs the extra
+    `telemetry`."""
+    otlp_headers: SecretStr | None = None
+    """What the collector asks for, as `name=value,name=value`."""
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The share of turns that is traced where the caller does not say; its `traceparent` does."""
+
     body_bytes_max: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     body_seconds: Seconds = 30
     slow_reader_seconds: Seconds = 60
@@ -79,6 +87,12 @@ class Settings(BaseSettings):
             raise ValueError("translator_url and translator_token (PENSTOCK_TRANSLATOR_TOKEN) go together")
         if self.translator_url is not None and not self.translator_url.startswith(("http://", "https://")):
             raise ValueError("translator_url (PENSTOCK_TRANSLATOR_URL) must begin with http:// or https://")
+        if self.otlp_endpoint is not None and not re.fullmatch(r"https?://[^@\s?#]+", self.otlp_endpoint):
+            raise ValueError(
+                "otlp_endpoint (PENSTOCK_OTLP_ENDPOINT) must begin with http:// or https:// and hold no password"
+            )
+        if not all(name and equals for name, equals, _ in self._otlp_headers()):
+            raise ValueError("otlp_headers (PENSTOCK_OTLP_HEADERS) must be name=value,name=value in printable ASCII")
         if self.budget_exhausted_status not in {402, 429}:
             raise ValueError("budget_exhausted_status (PENSTOCK_BUDGET_EXHAUSTED_STATUS) must be 402 or 429")
         if not self.store_url.startswith(("sqlite+aiosqlite:", "postgresql+asyncpg:")):
@@ -93,6 +107,16 @@ class Settings(BaseSettings):
                 "every process needs the same ones, so none is made up"
             )
         return self
+
+    @property
+    def otlp_header_fields(self) -> dict[str, str]:
+        """The collector's headers by name; secrets, so they are never printed."""
+        return {name.strip(): value.strip() for name, _, value in self._otlp_headers()}
+
+    def _otlp_headers(self) -> list[tuple[str, str, str]]:
+        given = "" if self.otlp_headers is None else self.otlp_headers.get_secret_value()
+        usable = given if given.isascii() and given.isprintable() else "="
+        return [each.partition("=") for each in usable.split(",") if each.strip()]
 
     @property
     def embedded(self) -> bool:

@@ -10,10 +10,23 @@ from kernel import AuditRecord, Caller, Clock, new_id
 class Trace:
     """One turn's notes, filled beat by beat.
 
-    milliseconds: time spent per beat, in the order of the beats. facts: what the admission record says.
+    milliseconds: time spent per beat, in the order of the beats. facts: what the admission record says. answered: when
+    the first content was there for the caller; is_stream: it came by events.
     """
 
-    __slots__ = ("_mark", "caller", "clock", "facts", "milliseconds", "permit", "started", "turn", "turn_id")
+    __slots__ = (
+        "_mark",
+        "answered",
+        "caller",
+        "clock",
+        "facts",
+        "is_stream",
+        "milliseconds",
+        "permit",
+        "started",
+        "turn",
+        "turn_id",
+    )
 
     def __init__(self, clock: Clock) -> None:
         """Start the first beat."""
@@ -24,6 +37,8 @@ class Trace:
         self.caller: Caller | None = None
         self.permit: Permit | None = None
         self.turn: Turn | None = None
+        self.answered: float | None = None
+        self.is_stream = False
         self.started = self._mark = clock.monotonic()
 
     def beat(self, name: str) -> None:

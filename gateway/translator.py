@@ -38,6 +38,7 @@ class TranslatorBeside:
 
     def __init__(self, url: str, token: str) -> None:
         self._address = Address(f"{url.rstrip('/')}/v1", token)
+        self.state: float | None = None  # nobody here looks after it
 
     async def address(self) -> Address:
         """Where it is; whether it answers shows when it is asked."""
@@ -72,6 +73,15 @@ class TranslatorChild:
     def pid(self) -> int | None:
         """The child's, while there is one."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def state(self) -> float | None:
+        """1 it listens, 0.5 it is being started, 0 it could not be and is not tried yet; None while nobody needs it."""
+        if self._address is not None:
+            return 1.0
+        if self._starting is not None:
+            return 0.5
+        return 0.0 if self._clock.monotonic() < self._not_before else None
 
     async def address(self) -> Address:
         """Where it listens; starts it first if need be, once for all who ask. Raises UpstreamUnreachable."""

@@ -21,7 +21,7 @@ import cost.api
 import gateway.models_api
 import governance.api
 from cost import KINDS as COST_KINDS
-from cost import Ledger, LedgerMetrics, LedgerSettings, Reconciliation, Spend
+from cost import BudgetMetrics, Ledger, LedgerMetrics, LedgerSettings, Period, Reconciliation, Spend
 from cost.sql import SqlLedgerStore
 from cost.sql_reports import SqlReports
 from gateway.chat import Chat
@@ -38,6 +38,7 @@ from gateway.schema import migrate, require_durable
 from gateway.secrets import read_secrets
 from gateway.settings import Settings
 from gateway.snapshot import Feed, Snapshot, View
+from gateway.telemetry import Telemetry, otlp
 from gateway.translator import TranslatorBeside, TranslatorChild
 from gateway.trials import Trials, Unjudged
 from governance import KINDS as GOVERNANCE_KINDS
@@ -51,6 +52,7 @@ from governance import (
     MemoryCounters,
     Policy,
     Register,
+    TrailMetrics,
     Vault,
 )
 from governance.sql import SqlStore
@@ -58,7 +60,18 @@ from governance.sql_audit import DriverChains, SqlChains, SqlTrail
 from kernel import Clock, Component, Document, ModelRequest, SystemClock, Target, Usage, new_id
 from kernel.db import make_engine, reading
 from router import KINDS as ROUTER_KINDS
-from router import Health, HealthMetrics, Router, Translator, Upstreams, UpstreamSettings, prompt_tokens
+from router import (
+    Health,
+    HealthMetrics,
+    Lookout,
+    Pages,
+    Router,
+    Translator,
+    TranslatorMetrics,
+    Upstreams,
+    UpstreamSettings,
+    prompt_tokens,
+)
 
 _READY_SECONDS = 1.0
 # The committer, the lease, the sweep and two budgets that are being opened; reports never make any of them wait.
@@ -102,7 +115,10 @@ class Platform:
     trail: AuditReader
     ledger: Ledger
     spend: Spend
+    budgets: BudgetMetrics
     reconciliation: Reconciliation
+    health: Health
+    lookout: Lookout
     router: Router
     upstreams: Upstreams
     translator: TranslatorBeside | TranslatorChild
@@ -122,6 +138,8 @@ class Platform:
                 opening.push_async_callback(self.serving.release)
             await self.feed.start()
             opening.push_async_callback(self.feed.close)
+            self.edge.telemetry.start()
+            opening.push_async_callback(self.edge.telemetry.close)  # after the ledger, whose last closings are told
             await self.ledger.start()
             opening.push_async_callback(self.ledger.close)
             if self.replicas is not None:  # after the ledger has this process's lease, so that it is counted
@@ -129,6 +147,8 @@ class Platform:
                 await self.replicas.start(self.feed.hurry)
             opening.push_async_callback(self.translator.close)
             opening.push_async_callback(self.upstreams.close)
+            self.lookout.start(self.health.open_calls)
+            opening.push_async_callback(self.lookout.close)
             self._opened.push_async_callback(opening.pop_all().aclose)
         return self
 
@@ -154,16 +174,12 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
     log: takes one line per turn.
     """
     clock, registry = SystemClock(), CollectorRegistry()
-    secrets = read_secrets(settings)
-    process = new_id("proc")
+    secrets, process = read_secrets(settings), new_id("proc")
     engines, seconds = _Engines.of(settings), settings.store_seconds
     engine, snapshot = engines.administration, Snapshot()
 
-    chains = SqlChains()
     replicas = _replicas(settings, engine, clock=clock, registry=registry)
-    committed = replicas.bulletin.publish if replicas else None
-    administration_trail = AuditTrail(chains, f"admin-{process}", clock=clock)
-    store = SqlStore(engine, administration_trail, clock=clock, committed=committed, timeout_seconds=seconds)
+    store = _store(engine, replicas, clock=clock, process=process, seconds=seconds)
     register = Register(store, {**GOVERNANCE_KINDS, **ROUTER_KINDS, **COST_KINDS}, clock=clock, check=_check)
     keys = Keys(store, secrets.pepper, directory=snapshot.directory, clock=clock)
     credentials = Credentials(store, Vault(secrets.master_key))
@@ -174,14 +190,14 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
     may_serve = serving.require if serving else lambda: None  # a folder is its owner's for as long as that lives
     limits = Limits(snapshot.directory, keys.allowance_of, counters=counters, clock=clock, may_serve=may_serve)
 
-    ledger = _ledger(settings, engines, snapshot, clock=clock, registry=registry, process=process)
+    ledger, moved = _ledger(settings, engines, snapshot, clock=clock, registry=registry, process=process)
     reports = SqlReports(engines.reports)
     spend = Spend(reports, book=snapshot.book, clock=clock)
+    budgets = BudgetMetrics(registry, reports, moved=moved, book=snapshot.book, clock=clock)
     reconciliation = Reconciliation(reports, book=snapshot.book, record=register.record, clock=clock, process=process)
-    health = Health(snapshot.catalogue, dice=SystemRandom(), clock=clock)
-    HealthMetrics(registry, health)
+    health, lookout = _health(snapshot, credentials, clock=clock, registry=registry)
     router = _router(snapshot, health, clock)
-    translator = _translator(settings, clock)
+    translator = _translator(settings, clock, registry)
     upstreams = _upstreams(snapshot, credentials, health=health, clock=clock, translator=translator.address)
     poll_seconds = settings.changes_poll_seconds
     feed = Feed(snapshot=snapshot, register=register, keys=keys, credentials=credentials, poll_seconds=poll_seconds)
@@ -205,6 +221,7 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
         ledger=ledger,
         history=history,
         metrics=metrics,
+        telemetry=_telemetry(settings, snapshot, metrics, clock=clock, process=process),
         control=control,
         ready=_readiness(engine, ledger, replicas, serving),
         clock=clock,
@@ -214,8 +231,8 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
     feed.on_revoked = edge.end_turns_of
     return Platform(
         settings, engine, engines, snapshot, feed, register, keys, credentials,
-        trail, ledger, spend, reconciliation, router, upstreams, translator, edge, admission,
-        replicas, serving, AsyncExitStack(),
+        trail, ledger, spend, budgets, reconciliation, health, lookout,
+        router, upstreams, translator, edge, admission, replicas, serving, AsyncExitStack(),
     )  # fmt: skip
 
 
@@ -223,6 +240,13 @@ def _check(documents: Iterable[Document]) -> None:
     """Refuse a set of documents that do not fit each other, before it is written."""
     check_references(documents)
     View.of(documents)
+
+
+def _store(engine: AsyncEngine, replicas: Replicas | None, *, clock: Clock, process: str, seconds: float) -> SqlStore:
+    """Where keys, credentials and documents are, with a trail of its own for what administrators do."""
+    trail = AuditTrail(SqlChains(), f"admin-{process}", clock=clock)
+    committed = replicas.bulletin.publish if replicas else None
+    return SqlStore(engine, trail, clock=clock, committed=committed, timeout_seconds=seconds)
 
 
 def _ledger(
@@ -233,18 +257,33 @@ def _ledger(
     clock: Clock,
     registry: CollectorRegistry,
     process: str,
-) -> Ledger:
+) -> tuple[Ledger, set[Period]]:
+    """The ledger, and the periods that it has moved."""
     metrics, seconds = LedgerMetrics(registry), settings.store_seconds
+    trail = AuditTrail(DriverChains(), f"turns-{process}", clock=clock)
+    TrailMetrics(registry, lambda: trail.records)
     ledger = Ledger(
         SqlLedgerStore(engines.ledger, clock, metrics=metrics, reads=engines.reports, timeout_seconds=seconds),
         book=snapshot.book,
-        audit=AuditTrail(DriverChains(), f"turns-{process}", clock=clock),
+        audit=trail,
         clock=clock,
         process=process,
         settings=LedgerSettings(sole=settings.embedded, commit_timeout_seconds=seconds),
     )
     metrics.watch(ledger)
-    return ledger
+    return ledger, metrics.moved
+
+
+def _telemetry(settings: Settings, snapshot: Snapshot, metrics: Metrics, *, clock: Clock, process: str) -> Telemetry:
+    """Traces of turns, where a collector is configured; it is looked for when the platform is opened."""
+    endpoint, headers = settings.otlp_endpoint, settings.otlp_header_fields
+    return Telemetry(
+        None if endpoint is None else lambda: otlp(endpoint, headers, process=process, told=metrics.traced),
+        ratio=settings.trace_sample_ratio,
+        catalogue=snapshot.catalogue,
+        clock=clock,
+        dice=SystemRandom(),
+    )
 
 
 def _edge_limits(settings: Settings) -> EdgeLimits:
@@ -272,6 +311,16 @@ def _serving_lock(settings: Settings, engine: AsyncEngine) -> ServingLock | None
     return ServingLock(engine, shared=settings.redis_url is not None, timeout_seconds=settings.store_seconds)
 
 
+def _health(
+    snapshot: Snapshot, credentials: Credentials, *, clock: Clock, registry: CollectorRegistry
+) -> tuple[Health, Lookout]:
+    """The targets' health, and the lookout for those servers that say themselves how they are."""
+    lookout = Lookout(snapshot.catalogue, Pages(credentials.get).fetch, dice=SystemRandom())
+    health = Health(snapshot.catalogue, dice=SystemRandom(), clock=clock, seen=lookout.of)
+    HealthMetrics(registry, health)
+    return health, lookout
+
+
 def _router(snapshot: Snapshot, health: Health, clock: Clock) -> Router:
     """The router, with prices, which it does not know itself: what a request would probably cost on each target."""
 
@@ -297,7 +346,13 @@ def _upstreams(
     )
 
 
-def _translator(settings: Settings, clock: Clock) -> TranslatorBeside | TranslatorChild:
+def _translator(settings: Settings, clock: Clock, registry: CollectorRegistry) -> TranslatorBeside | TranslatorChild:
+    translator = _translator_of(settings, clock)
+    TranslatorMetrics(registry, lambda: translator.state)
+    return translator
+
+
+def _translator_of(settings: Settings, clock: Clock) -> TranslatorBeside | TranslatorChild:
     if settings.translator_url is None or settings.translator_token is None:
         return TranslatorChild(settings.translator_python, clock=clock)
     return TranslatorBeside(settings.translator_url, settings.translator_token.get_secret_value())

@@ -23,7 +23,7 @@ from governance.guard import Findings, Guard
 from governance.keys import CreatedKey, Keys, NewKey
 from governance.limits import Limits, Permit
 from governance.memory import MemoryCounters
-from governance.metrics import LimitMetrics
+from governance.metrics import LimitMetrics, TrailMetrics
 from governance.policy import Condition, Policy, Rules, Ruling, Verdict
 from governance.redis import SharedCounters, find_fault
 from governance.register import Change, Register
@@ -74,6 +74,7 @@ __all__ = [
     "SharedCounters",
     "StoredRecord",
     "TooLarge",
+    "TrailMetrics",
     "UseCase",
     "UseCaseRequired",
     "User",

@@ -61,13 +61,17 @@ class AuditVerdict:
 
 
 class AuditTrail(Generic[ConnectionT]):
-    """A writer's chain. One task at a time appends; two processes must not share a writer's name."""
+    """A writer's chain. One task at a time appends; two processes must not share a writer's name.
+
+    records: how many of them are durable, as far as this process knows.
+    """
 
     def __init__(self, store: ChainStore[ConnectionT], writer: str, *, clock: Clock) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
         self._head: ChainHead | None = None
+        self.records = 0
 
     async def append(self, connection: ConnectionT, records: Sequence[AuditRecord]) -> ChainHead:
         """Write the records within the transaction open on `connection`; nothing counts until `advance`."""
@@ -86,7 +90,7 @@ class AuditTrail(Generic[ConnectionT]):
 
     def advance(self, head: ChainHead) -> None:
         """The transaction is durable: go on from here."""
-        self._head = head
+        self._head, self.records = head, head.sequence
 
     def forget(self) -> None:
         """The transaction's fate is unknown or it failed: read the head from the store before the next link."""

@@ -9,4 +9,9 @@ lock() {
 }
 lock pyproject.toml requirements/build.in --output-file requirements/core.lock
 lock pyproject.toml requirements/build.in --group dev --constraint requirements/core.lock --output-file requirements/dev.lock
-lock requirements/clients.in --output-file requirements/clients.lock
+lock requirements/translator.in --output-file requirements/translator.lock
+for clients in requirements/clients*.in; do
+    lock "$clients" --output-file "${clients%.in}.lock"
+done
+lock requirements/prove.in --output-file requirements/prove.lock
+lock requirements/fuzz.in --output-file requirements/fuzz.lock

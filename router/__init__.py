@@ -18,7 +18,8 @@ from router.errors import (
 )
 from router.health import Health, Reading, RetryBudget
 from router.lifecycle import Lifecycle
-from router.metrics import HealthMetrics
+from router.load import Lookout, Pages, ServerReading
+from router.metrics import HealthMetrics, TranslatorMetrics
 from router.plans import Router
 from router.rules import prompt_bytes, prompt_tokens
 from router.upstreams import Address, Translator, UpstreamCall, Upstreams, UpstreamSettings
@@ -31,15 +32,19 @@ __all__ = [
     "Health",
     "HealthMetrics",
     "Lifecycle",
+    "Lookout",
     "ModelNotFound",
     "ModelRetired",
     "OperationNotOffered",
+    "Pages",
     "Provider",
     "Reading",
     "RetryBudget",
     "Router",
+    "ServerReading",
     "TargetsResting",
     "Translator",
+    "TranslatorMetrics",
     "UpstreamBroken",
     "UpstreamBusy",
     "UpstreamCall",

@@ -1,6 +1,6 @@
-"""What operators see of targets. Labels hold declared names; values are read when somebody looks."""
+"""What operators see of targets and of the translator. Labels hold declared names; values are read on a look."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
@@ -28,3 +28,22 @@ class HealthMetrics(Collector):
             states.add_metric([reading.target], reading.state)
             calls.add_metric([reading.target], reading.outstanding)
         yield from (states, calls)
+
+
+class TranslatorMetrics(Collector):
+    """Whether the translator answers, on the registry it is given.
+
+    state: 1 it does, 0.5 it is being started, 0 it could not be; None while nobody needs it, or somebody else runs it.
+    """
+
+    def __init__(self, registry: CollectorRegistry, state: Callable[[], float | None]) -> None:
+        self._state = state
+        registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauge as of now; without a value while nobody needs the translator."""
+        gauge = GaugeMetricFamily("penstock_translator_up", "1 it answers, 0.5 it starts, 0 it does not.", labels=())
+        state = self._state()
+        if state is not None:
+            gauge.add_metric((), state)
+        yield gauge

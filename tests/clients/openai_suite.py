@@ -10,15 +10,13 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import openai
+from cases import NotRun, checks_of, raised, run
 from openai import AsyncOpenAI, OpenAI
-
-E = TypeVar("E", bound=Exception)
 
 TOOL = {
     "type": "function",
@@ -33,10 +31,6 @@ TOOL = {
         },
     },
 }
-
-
-class NotRun(Exception):
-    """The server's state that this check needs was not named."""
 
 
 class Tide(openai.BaseModel, extra="forbid"):
@@ -83,7 +77,7 @@ class Suite:
         with contextlib.suppress(openai.OpenAIError):
             self._ask("Good morning.")
 
-    def check_include_usage_on(self) -> None:
+    def check_stream_usage(self) -> None:
         chunks = list(self._ask("Good morning.", stream=True, stream_options={"include_usage": True}))
         usages = [chunk for chunk in chunks if chunk.usage is not None]
         assert len(usages) == 1, f"{len(usages)} chunks carry usage"
@@ -118,7 +112,7 @@ class Suite:
         assert calls[0].function.name == "tide"
         _is_tide("".join(call.function.arguments or "" for call in calls))
 
-    def check_json_schema(self) -> None:
+    def check_structured(self) -> None:
         reply = self.client.chat.completions.parse(**self._about("The tide, please."), response_format=Tide)
         assert isinstance(reply.choices[0].message.parsed, Tide), reply.choices[0].message.content
 
@@ -141,7 +135,7 @@ class Suite:
         assert self._ask(asked).choices[0].message.content == said
         assert _text(self._ask(asked, stream=True)) == said
 
-    def check_async_client(self) -> None:
+    def check_async(self) -> None:
         async def ask() -> tuple[str, str]:
             async with AsyncOpenAI(**self._settings()) as client:
                 whole = await client.chat.completions.create(**self._about("Good morning."))
@@ -151,27 +145,27 @@ class Suite:
         joined, whole = asyncio.run(ask())
         assert joined == whole
 
-    def check_raw_response_headers(self) -> None:
+    def check_headers(self) -> None:
         raw = self.client.chat.completions.with_raw_response.create(**self._about("Good morning."))
         assert raw.headers["x-request-id"], "no x-request-id"
         assert raw.headers["content-type"].startswith("application/json")
         assert raw.parse()._request_id == raw.headers["x-request-id"]
 
-    def check_models_list(self) -> None:
+    def check_models(self) -> None:
         models = [model.id for model in self.client.models.list()]
         assert self.given.model in models, models
         assert self.given.hidden_model not in models, "a hidden model is listed"
 
-    def check_authentication_error(self) -> None:
+    def check_error_401(self) -> None:
         error = self._refused(openai.AuthenticationError, 401, key=self.given.wrong_key)
         assert error.code == "invalid_api_key", error.code
 
-    def check_permission_denied_error(self) -> None:
+    def check_error_403(self) -> None:
         forbidden = self._state("forbidden")
         error = self._refused(openai.PermissionDeniedError, 403, **forbidden)
         assert error.body["message"], "no reason is given"
 
-    def check_not_found_error(self) -> None:
+    def check_error_404(self) -> None:
         error = self._refused(openai.NotFoundError, 404, model=self.given.missing_model)
         assert error.code == "model_not_found", error.code
 
@@ -179,15 +173,15 @@ class Suite:
         error = self._refused(openai.NotFoundError, 404, **self._state("hidden"))
         assert error.code == "model_not_found", error.code
 
-    def check_bad_request_error(self) -> None:
+    def check_error_400(self) -> None:
         for wrong in ({"messages": []}, {"n": -1}, {"messages": [{"role": "nobody", "content": "x"}]}):
             self._refused(openai.BadRequestError, 400, **wrong)
 
-    def check_rate_limit_error(self) -> None:
+    def check_error_429(self) -> None:
         error = self._refused(openai.RateLimitError, 429, **self._state("limited"))
         assert float(error.response.headers["retry-after"]) >= 0
 
-    def check_payment_required_is_not_retried(self) -> None:
+    def check_error_402(self) -> None:
         error = self._refused(openai.APIStatusError, 402, max_retries=2, **self._state("broke"))
         assert type(error) is openai.APIStatusError, type(error)
         assert error.response.request.headers["x-stainless-retry-count"] == "0", "the SDK retried"
@@ -200,20 +194,20 @@ class Suite:
         error = self._refused(openai.InternalServerError, None, message=self.given.failing_message, max_retries=1)
         assert error.response.request.headers["x-stainless-retry-count"] == "1", "the SDK did not retry"
 
-    def check_error_in_mid_stream(self) -> None:
-        error = _raised(openai.APIError, lambda: list(self._ask(self.given.cut_message, stream=True)))
+    def check_error_mid_stream(self) -> None:
+        error = raised(openai.APIError, lambda: list(self._ask(self.given.cut_message, stream=True)))
         assert error.message
 
     def check_content_before_an_error_arrives(self) -> None:
         stream = iter(self._ask(self.given.cut_message, stream=True))
         first = [next(stream), next(stream), next(stream)]
         assert _text(first), "nothing came before the error"
-        _raised(openai.APIError, lambda: list(stream))
+        raised(openai.APIError, lambda: list(stream))
 
     def check_timeout(self) -> None:
-        client = self._client(timeout=0.3)
+        client = self._client(timeout=1, api_key=getattr(self.given, "timeout_key", self.given.api_key))
         slow = self._about(self.given.slow_message)
-        _raised(openai.APITimeoutError, lambda: client.chat.completions.create(**slow))
+        raised(openai.APITimeoutError, lambda: client.chat.completions.create(**slow))
 
     def check_stream_closed_early(self) -> None:
         stream = self._ask(self.given.long_message, stream=True)
@@ -245,7 +239,7 @@ class Suite:
         return {"model": self.given.model, "messages": [{"role": "user", "content": message}]}
 
     def _ask(self, message: str, **fields: Any) -> Any:
-        return self.client.chat.completions.create(**self._about(message), **fields)
+        return self.client.chat.completions.create(**self._about(message) | fields)
 
     def _state(self, name: str) -> dict[str, str]:
         """The key, model or message that brings the server into the named state. Raises NotRun without any."""
@@ -268,21 +262,12 @@ class Suite:
         """The error of exactly this family that the request earns, in OpenAI's shape with all four keys."""
         client = self._client(api_key=key or self.given.api_key, max_retries=max_retries)
         asked = self._about(message) | fields
-        error = _raised(expected, lambda: client.chat.completions.create(**asked))
+        error = raised(expected, lambda: client.chat.completions.create(**asked))
         assert status in (None, error.status_code), f"status {error.status_code}"
         assert isinstance(error.body, dict), f"body {error.body!r}"
         assert {"message", "type", "param", "code"} <= error.body.keys(), f"error has only {sorted(error.body)}"
         assert error.request_id, "no x-request-id"
         return error
-
-
-def _raised(expected: type[E], attempt: Callable[[], object]) -> E:
-    """The error that the attempt must end in; any other passes through."""
-    try:
-        attempt()
-    except expected as error:
-        return error
-    raise AssertionError(f"no {expected.__name__}")
 
 
 def _text(chunks: Iterable[Any]) -> str:
@@ -293,20 +278,6 @@ def _is_tide(arguments: str) -> None:
     read = json.loads(arguments)
     assert isinstance(read["place"], str), read
     assert isinstance(read["hour"], int), read
-
-
-def run(check: Callable[[], None]) -> dict[str, Any]:
-    """The check's verdict: pass, fail or not run, with the reason."""
-    started = time.perf_counter()
-    verdict, reason = "pass", ""
-    try:
-        check()
-    except NotRun as missing:
-        verdict, reason = "not run", str(missing)
-    except Exception as error:  # noqa: BLE001  # whatever went wrong is the finding
-        verdict, reason = "fail", f"{type(error).__name__}: {error}"
-    name = check.__name__.removeprefix("check_")
-    return {"name": name, "verdict": verdict, "reason": reason, "seconds": round(time.perf_counter() - started, 3)}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -335,7 +306,7 @@ def main() -> int:
     """Run the checks; 1 when one failed."""
     given = arguments().parse_args()
     suite = Suite(given)
-    names = [name for name in vars(Suite) if name.startswith("check_") and given.only in name]
+    names = [name for name in checks_of(Suite) if given.only in name]
     results = []
     for name in names:
         suite.calm()

@@ -119,7 +119,7 @@ async def test_away_redis_is_reported_and_stops_nobody(tmp_path):
     await migrate(platform.engine)
     async with platform:
         assert await platform.edge.ready() == {"store": "ok", "redis": "away"}
-        assert b"penstock_limits_shared 0.0" in platform.edge.metrics.page()[1]
+        assert b"penstock_limits_shared 0.0" in (await platform.edge.metrics.page())[1]
 
 
 async def test_doctor_asks_redis_and_names_the_cure(redis_url, tmp_path):

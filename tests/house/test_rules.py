@@ -23,6 +23,8 @@ BROAD_EXCEPTS = {
     "gateway/snapshot.py": "a background loop outlives its store",
     "cost/committer.py": "a background loop outlives its store",
     "cost/ledger.py": "a background loop outlives its store",
+    "router/translator.py": "the edge of a process of its own: the stream says that it failed",
+    "router/translation.py": "litellm's errors are many; each becomes one of the wire's, and is chained",
     "cost/opening.py": "a background task: whoever waits is refused, and the next one asks again",
 }
 BANNED_CALLS = {
@@ -145,7 +147,7 @@ def test_no_file_names_the_machine_it_was_written_on() -> None:
 
 
 def test_locks_pin_everything_with_hashes() -> None:
-    for lock in (ROOT / "requirements").glob("*.lock"):
+    for lock in [*(ROOT / "requirements").glob("*.lock"), *(ROOT / "deploy").rglob("*.lock")]:
         text = lock.read_text()
         assert "+cpu" not in text, f"{lock.name} pins a wheel that only one machine has"
         assert "://" not in text, f"{lock.name} names an index"

@@ -83,6 +83,17 @@ async def line() -> Line:
     return Line()
 
 
+@pytest.mark.parametrize(
+    ("before", "target"), [(b"", b"a:" + b"x" * 65_537), (b"GET /a HTTP/1.0\r\n\r\n", b"a:1"), (b"", b"a:1")]
+)
+async def test_a_tunnel_is_refused_however_it_is_asked_for(line: Line, before: bytes, target: bytes) -> None:
+    line.booked.set_result(None)
+    line.protocol.data_received(before + b"CONNECT %b HTTP/1.1\r\nhost: a\r\n\r\n" % target)
+    await asyncio.sleep(0.01)
+    assert line.transport.is_closed
+    assert len(line.asked) == (before != b"")
+
+
 @pytest.mark.parametrize("takes_it", [True, False])
 async def test_a_long_body_that_came_at_once_holds_nothing_up_that_follows(line: Line, *, takes_it: bool) -> None:
     line.booked.set_result(None)
