@@ -66,6 +66,7 @@ from router import (
     Lookout,
     Pages,
     Router,
+    ServerMetrics,
     Translator,
     TranslatorMetrics,
     Upstreams,
@@ -318,6 +319,7 @@ def _health(
     lookout = Lookout(snapshot.catalogue, Pages(credentials.get).fetch, dice=SystemRandom())
     health = Health(snapshot.catalogue, dice=SystemRandom(), clock=clock, seen=lookout.of)
     HealthMetrics(registry, health)
+    ServerMetrics(registry, lookout.readings)
     return health, lookout
 
 

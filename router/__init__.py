@@ -19,7 +19,7 @@ from router.errors import (
 from router.health import Health, Reading, RetryBudget
 from router.lifecycle import Lifecycle
 from router.load import Lookout, Pages, ServerReading
-from router.metrics import HealthMetrics, TranslatorMetrics
+from router.metrics import HealthMetrics, ServerMetrics, TranslatorMetrics
 from router.plans import Router
 from router.rules import prompt_bytes, prompt_tokens
 from router.upstreams import Address, Translator, UpstreamCall, Upstreams, UpstreamSettings
@@ -41,6 +41,7 @@ __all__ = [
     "Reading",
     "RetryBudget",
     "Router",
+    "ServerMetrics",
     "ServerReading",
     "TargetsResting",
     "Translator",

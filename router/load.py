@@ -28,6 +28,7 @@ _TICKS = 8  # in which it is seen whose turn it is
 _FETCH_SECONDS = 5.0
 _MISSES_MAX = 2
 _OK = _FINAL = 200
+_FAILING = 500
 _BLOCK_BYTES = 64 * 1024
 _PAGE_BYTES_MAX = 4 * 1024 * 1024
 _FACTS_BYTES_MAX = 64 * 1024  # some two hundred engines
@@ -93,9 +94,9 @@ class _Server:
 class Lookout:
     """Looks at every declared vLLM server again and again, and never twice at once at the same.
 
-    Who did not answer with status 200 twice in a row is away, until the first time that it does. catalogue: the one
-    in force at this moment. fetch: the page of a provider's server, empty where it came in part, None where no answer
-    with status 200 came; it takes a bounded time and raises nothing.
+    Who did not answer twice in a row is away, until the first time that it does; a status of 500 and more is no answer.
+    catalogue: the one in force at this moment. fetch: the page of a provider's server, empty where it came in part or
+    is kept from us, None where no answer came; it takes a bounded time and raises nothing.
     """
 
     def __init__(
@@ -286,11 +287,11 @@ class _Page:
         self._parser.feed_data(block)
 
     def judged(self) -> bytes | None:
-        """The body, empty if it is not whole; None without a status of 200."""
+        """The body; empty if it is not whole or kept from us, for who refuses answers too; None for no answer."""
         del self._parser  # it and this hold each other
-        if self._status != _OK:
+        if not _FINAL <= self._status < _FAILING:
             return None
-        return bytes(self._body) if self._is_complete else b""
+        return bytes(self._body) if self._is_complete and self._status == _OK else b""
 
     # httptools' callbacks
 

@@ -1,12 +1,13 @@
-"""What operators see of targets and of the translator. Labels hold declared names; values are read on a look."""
+"""What operators see of targets, servers and the translator. Labels hold declared names, values are read on a look."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from router.health import Health
+from router.load import ServerReading
 
 
 class HealthMetrics(Collector):
@@ -28,6 +29,27 @@ class HealthMetrics(Collector):
             states.add_metric([reading.target], reading.state)
             calls.add_metric([reading.target], reading.outstanding)
         yield from (states, calls)
+
+
+class ServerMetrics(Collector):
+    """The vLLM servers as they were last seen, on the registry it is given."""
+
+    def __init__(self, registry: CollectorRegistry, readings: Callable[[], Iterable[ServerReading]]) -> None:
+        self._readings = readings
+        registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges as of now."""
+        label = ["provider"]
+        up = GaugeMetricFamily("penstock_server_up", "1 it answers, 0 it does not.", labels=label)
+        running = GaugeMetricFamily("penstock_server_requests_running", "Requests at work there.", labels=label)
+        waiting = GaugeMetricFamily("penstock_server_requests_waiting", "Requests that wait there.", labels=label)
+        for reading in self._readings():
+            up.add_metric([reading.provider], float(reading.answers))
+            if reading.load is not None:
+                running.add_metric([reading.provider], reading.load.running)
+                waiting.add_metric([reading.provider], reading.load.waiting)
+        yield from (up, running, waiting)
 
 
 class TranslatorMetrics(Collector):

@@ -100,8 +100,13 @@ class TestAnswers:
         assert page is not None
         assert await read_load(page) == FOUND
 
-    @pytest.mark.parametrize("status", ["204 No Content", "301 Moved", "401 Unauthorized", "404 Not Found", "503 Busy"])
-    async def test_no_other_status_than_200_is_an_answer(self, server, status):
+    @pytest.mark.parametrize("status", ["204 No Content", "301 Moved", "401 Unauthorized", "404 Not Found"])
+    async def test_who_hides_the_page_answers_and_its_load_is_not_known(self, server, status):
+        server.will(whole(PAGE, status=status), HOLD)
+        assert await fetched(server.url) == b""
+
+    @pytest.mark.parametrize("status", ["500 Oops", "502 Bad Gateway", "503 Busy"])
+    async def test_who_fails_does_not_answer(self, server, status):
         server.will(whole(PAGE, status=status), HOLD)
         assert await fetched(server.url) is None
 
