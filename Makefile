@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RUN_ENV = .venv
 DEV_ENV = .venv-dev
+TRANSLATOR_ENV = .venv-translator
 DEV = $(DEV_ENV)/bin
 PIP_FLAGS = --quiet --disable-pip-version-check --require-hashes
 
@@ -12,6 +13,8 @@ help: ## Show this list
 
 run: $(RUN_ENV)/.ready ## Install what is missing and serve on 127.0.0.1:8080
 	@exec $(RUN_ENV)/bin/penstock serve
+
+translator: $(TRANSLATOR_ENV)/.ready ## Install what reaches providers of other wires than OpenAI's and Anthropic's
 
 test: test-house test-unit test-contract test-e2e ## Run every test
 
@@ -56,4 +59,10 @@ $(DEV_ENV)/.ready: requirements/dev.lock pyproject.toml
 	@$(DEV_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: help run test test-house test-unit test-contract test-e2e check prove bench lock
+$(TRANSLATOR_ENV)/.ready: requirements/translator.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Penstock needs Python 3.11 or newer: make PYTHON=python3.12 translator")'
+	@test -x $(TRANSLATOR_ENV)/bin/python || $(PYTHON) -m venv $(TRANSLATOR_ENV)
+	@$(TRANSLATOR_ENV)/bin/python -m pip install $(PIP_FLAGS) -r requirements/translator.lock
+	@touch $@
+
+.PHONY: help run translator test test-house test-unit test-contract test-e2e check prove bench lock

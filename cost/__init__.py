@@ -16,6 +16,7 @@ from cost.errors import (
 from cost.invoices import InvoiceLine, read_csv, read_jsonl
 from cost.ledger import Attempt, Ledger, Turn
 from cost.metrics import BudgetMetrics, LedgerMetrics
+from cost.price_import import Found, LeftOut, Wanted, read_prices
 from cost.prices import Cost, Price
 from cost.reconcile import ReconcileReport, Reconciliation
 from cost.settings import LedgerSettings
@@ -36,12 +37,14 @@ __all__ = [
     "Cost",
     "Entry",
     "Forbidden",
+    "Found",
     "InvalidInvoice",
     "InvalidReport",
     "InvoiceLine",
     "Ledger",
     "LedgerMetrics",
     "LedgerSettings",
+    "LeftOut",
     "ModelUnpriced",
     "NoTarget",
     "Overloaded",
@@ -54,6 +57,8 @@ __all__ = [
     "SpendRow",
     "Turn",
     "TurnEntries",
+    "Wanted",
     "read_csv",
     "read_jsonl",
+    "read_prices",
 ]

@@ -20,7 +20,7 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from cost import BudgetState, InvalidReport, ReconcileReport, read_csv, read_jsonl
-from gateway import cli_targets
+from gateway import cli_models, cli_targets
 from gateway.doctor import diagnose
 from gateway.ownership import AlreadyServed
 from gateway.schema import NotDurable, SchemaBusy, SchemaNewer, migrate
@@ -365,3 +365,5 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 
 
 app.add_typer(cli_targets.commands(_run, _show), name="models")
+app.add_typer(cli_models.prices(_run, _show_changes, author=_author), name="prices")
+app.command("translator")(cli_models.translator)
