@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel
@@ -17,6 +17,16 @@ from kernel import Caller, Role, format_usd
 
 _INVOICE_BYTES_MAX = 64 * 1024 * 1024
 _ROWS_AT_ONCE = 200
+
+# For the OpenAPI document alone.
+_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"description": "More than its own is for who has platform_admin."}}
+_WRONG: dict[int | str, dict[str, Any]] = {422: {"description": "What was sent is wrong; the message says where."}}
+_INVOICE = {
+    "requestBody": {
+        "required": True,
+        "content": {each: {"schema": {"type": "string"}} for each in ("application/jsonl", "text/csv")},
+    }
+}
 
 
 class SpendRowView(BaseModel):
@@ -85,7 +95,7 @@ def routes(spend: Spend, reconciliation: Reconciliation, caller_of: Callable[...
     """The routes of this folder; whoever mounts them chooses the prefix."""
     routes = APIRouter(tags=["cost"])
 
-    @routes.get("/spend", response_model=SpendView)
+    @routes.get("/spend", response_model=SpendView, responses=_FORBIDDEN | _WRONG)
     async def report(
         since: AwareDatetime,
         until: AwareDatetime,
@@ -105,7 +115,7 @@ def routes(spend: Spend, reconciliation: Reconciliation, caller_of: Callable[...
         """How budgets stand now; who administers sees all, others those that bind them."""
         return [_state_view(state) for state in await spend.budget_states() if _may_see(caller, state)]
 
-    @routes.post("/reconcile")
+    @routes.post("/reconcile", responses=_FORBIDDEN | _WRONG, openapi_extra=_INVOICE)
     async def reconcile(
         request: Request,
         since: AwareDatetime,

@@ -12,9 +12,14 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-async def hand_over(connection: Connection, app: AsgiApplication, facts: Mapping[str, object]) -> None:
-    """Let the application answer; nobody else must have begun to. facts: what its scope holds besides."""
-    bridge = _Bridge(connection)
+async def hand_over(
+    connection: Connection, app: AsgiApplication, facts: Mapping[str, object], *, headers: Mapping[str, str]
+) -> None:
+    """Let the application answer; nobody else must have begun to.
+
+    facts: what its scope holds besides. headers: what its answer says besides.
+    """
+    bridge = _Bridge(connection, "".join([f"{name}: {text}\r\n" for name, text in headers.items()]).encode())
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -36,8 +41,9 @@ async def hand_over(connection: Connection, app: AsgiApplication, facts: Mapping
 class _Bridge:
     """ASGI's two callables for one request."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, beside: bytes) -> None:
         self._connection = connection
+        self._beside = beside
         self._is_read = False
 
     async def receive(self) -> Message:
@@ -62,7 +68,7 @@ class _Bridge:
             headers = dict(message["headers"])
             length = headers.pop(b"content-length", None)
             lines = b"".join([b"%b: %b\r\n" % each for each in message["headers"] if each[0] in headers])
-            connection.begin(message["status"], lines, None if length is None else int(length))
+            connection.begin(message["status"], lines + self._beside, None if length is None else int(length))
             return
         if connection.is_full:
             await connection.drained()

@@ -8,6 +8,7 @@ import getpass
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -257,6 +258,15 @@ def aliases_explain(
     for reason in plan.why:
         _out.print(reason, markup=False, highlight=False)
     _show(targets, as_json=False)
+
+
+@app.command()
+def openapi() -> None:
+    """Print what describes every endpoint, for tools. Example: penstock openapi > openapi.json."""
+    with TemporaryDirectory() as folder:  # the same for every store, and none is needed
+        edge = build(Settings(data_dir=Path(folder), database_url=None, redis_url=None)).edge
+    document = msgspec.json.encode(edge.describe(edge.endpoints))
+    _out.print(msgspec.json.format(document).decode(), markup=False, highlight=False)
 
 
 @app.command()

@@ -17,14 +17,14 @@ from gateway.errors import InvalidRequest
 from gateway.hints import read_hints
 from kernel import ModelRequest, Operation
 
-_CHOICES_MAX = 128
-_MESSAGES_MAX = 20_000
+CHOICES_MAX = 128
+MESSAGES_MAX = 20_000
 _PARTS_MAX = 20_000
-_TOO_MANY = f"messages must hold 1 to {_MESSAGES_MAX} messages and at most {_PARTS_MAX} parts together."
+_TOO_MANY = f"messages must hold 1 to {MESSAGES_MAX} messages and at most {_PARTS_MAX} parts together."
 # In `messages`: parts, calls of tools and what is nested in them count as well.
 _OBJECTS_MAX = 100_000
 _MANY_OBJECTS = re.compile(rb'(?:[^"{]*+(?:"(?:[^"\\]++|\\.)*+"[^"{]*+)*+\{){%d}' % (_OBJECTS_MAX + 1), re.DOTALL)
-_MODEL_CHARACTERS_MAX = 256
+MODEL_CHARACTERS_MAX = 256
 _PROMPTS_BYTES_MAX = 1024 * 1024
 _COMPLETION_TOKENS = 16  # what OpenAI takes where a completion says nothing; a chat has all that the model can
 # What would make an answer cost more than its hold, or let caller text be a program.
@@ -69,16 +69,18 @@ class _Message(Struct):
     content: str | list[_Part] | None = None
 
 
-class _StreamOptions(Struct):
+class StreamOptions(Struct):
+    """What a stream tells beside the answer."""
+
     include_usage: bool = False
 
 
-class _Facts(Struct):
+class Facts(Struct):
     """The members that the gate reads, with their types; but for what may be long."""
 
     model: str
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     n: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -93,8 +95,8 @@ class _Facts(Struct):
     penstock: dict[str, Any] | UnsetType = UNSET
 
 
-_FACTS = frozenset(_Facts.__struct_fields__)
-_facts = msgspec.json.Decoder(_Facts)
+_FACTS = frozenset(Facts.__struct_fields__)
+_facts = msgspec.json.Decoder(Facts)
 _texts = msgspec.json.Decoder(list[_TextMessage])
 _messages = msgspec.json.Decoder(list[_Message])
 _prompts = msgspec.json.Decoder(list[Raw])
@@ -125,8 +127,8 @@ def read_completion(body: bytes, headers: Mapping[str, str]) -> ModelRequest:
     told = _required(fields, "prompt", "a text")
     facts = _checked(fields)
     prompts = _count_prompts(bytes(told))
-    if prompts > _CHOICES_MAX:
-        raise InvalidRequest(f"prompt must hold 1 to {_CHOICES_MAX} prompts.", param="prompt")
+    if prompts > CHOICES_MAX:
+        raise InvalidRequest(f"prompt must hold 1 to {CHOICES_MAX} prompts.", param="prompt")
     request = _request(opened, facts, Operation.COMPLETIONS, _input_tokens_max(fields))
     limit = _COMPLETION_TOKENS if request.output_tokens_max is None else request.output_tokens_max
     return msgspec.structs.replace(request, choices=request.choices * prompts, output_tokens_max=limit)
@@ -145,7 +147,7 @@ def read_embedding(body: bytes, headers: Mapping[str, str]) -> ModelRequest:
     return request.limited(0)
 
 
-def _request(opened: Opened, facts: _Facts, operation: Operation, input_tokens_max: int | None) -> ModelRequest:
+def _request(opened: Opened, facts: Facts, operation: Operation, input_tokens_max: int | None) -> ModelRequest:
     fields = opened.fields
     for name in _NOT_OFFERED.keys() & fields.keys():
         raise InvalidRequest(f"{name} is not offered: {_NOT_OFFERED[name]}.", param=name)
@@ -174,11 +176,11 @@ def _required(fields: Mapping[str, Raw], name: str, what: str) -> Raw:
     return told
 
 
-def _checked(fields: Mapping[str, Raw]) -> _Facts:
+def _checked(fields: Mapping[str, Raw]) -> Facts:
     facts = read_facts(fields, _facts, _FACTS)
     require_model(facts.model)
-    if facts.n is not None and not 1 <= facts.n <= _CHOICES_MAX:
-        raise InvalidRequest(f"n must be between 1 and {_CHOICES_MAX}.", param="n")
+    if facts.n is not None and not 1 <= facts.n <= CHOICES_MAX:
+        raise InvalidRequest(f"n must be between 1 and {CHOICES_MAX}.", param="n")
     if facts.service_tier is not None and facts.service_tier not in _TIERS:
         raise InvalidRequest("service_tier must be auto or default; other tiers have no price.", param="service_tier")
     for name in ("max_tokens", "max_completion_tokens"):
@@ -190,9 +192,9 @@ def _checked(fields: Mapping[str, Raw]) -> _Facts:
 
 def require_model(name: str) -> None:
     """Raise InvalidRequest for what no model could be called."""
-    if not 0 < len(name) <= _MODEL_CHARACTERS_MAX:
+    if not 0 < len(name) <= MODEL_CHARACTERS_MAX:
         raise InvalidRequest(
-            f"model must have 1 to {_MODEL_CHARACTERS_MAX} characters; name a model or an alias.", param="model"
+            f"model must have 1 to {MODEL_CHARACTERS_MAX} characters; name a model or an alias.", param="model"
         )
 
 
@@ -221,7 +223,7 @@ def _read_messages(told: Raw) -> tuple[int, bool]:
     except msgspec.ValidationError:
         messages, is_text = _read_media(told), False
     parts = sum(len(message.content) for message in messages if isinstance(message.content, list))
-    if not 0 < len(messages) <= _MESSAGES_MAX or parts > _PARTS_MAX:
+    if not 0 < len(messages) <= MESSAGES_MAX or parts > _PARTS_MAX:
         raise InvalidRequest(_TOO_MANY, param="messages")
     return len(messages), is_text
 

@@ -103,6 +103,7 @@ class Edge:
         metrics: Metrics,
         telemetry: Telemetry,
         control: AsgiApplication,
+        describe: Callable[[Collection[Endpoint]], object],
         ready: Callable[[], Awaitable[dict[str, str]]],
         clock: Clock,
         limits: EdgeLimits,
@@ -117,6 +118,7 @@ class Edge:
         self.metrics = metrics
         self.telemetry = telemetry
         self.control = control
+        self.describe = describe
         self.ready = ready
         self.clock = clock
         self.limits = limits
@@ -125,6 +127,7 @@ class Edge:
             Endpoint("GET", "/healthz", Access.OPEN, self.healthz),
             Endpoint("GET", "/readyz", Access.OPEN, self.readyz),
             Endpoint("GET", "/metrics", Access.OPEN, self.metrics_page),
+            Endpoint("GET", "/api/openapi.json", Access.KEY, self.openapi),
             Endpoint("GET", "/v1/models", Access.APP, self.models),
             Endpoint("GET", "/v1/requests/", Access.KEY, self.request),
             *(
@@ -168,7 +171,7 @@ class Edge:
             await self._beyond(x)
             return
         if x.method != row.method:
-            raise MethodNotAllowed(f"{row.path} is called with {row.method}.")
+            raise MethodNotAllowed(f"{row.path} is called with {row.method}.", row.method)
         if row.access is Access.APP and x.caller is not None and x.caller.app is None:
             raise AppKeyRequired("This key administers; use an app's key for models (POST /api/keys makes one).")
         await row.answer(x)
@@ -187,7 +190,7 @@ class Edge:
         if not x.path.startswith("/api/"):
             raise NotFound(f"There is no endpoint {x.method} {x.path[:128]}; docs/guides list what there is.")
         facts = {"penstock.caller": x.caller, "penstock.request_id": x.trace.turn_id}
-        await hand_over(x.connection, self.control, facts)
+        await hand_over(x.connection, self.control, facts, headers={"x-request-id": x.trace.turn_id})
 
     # The open rows
 
@@ -230,6 +233,10 @@ class Edge:
         """Whether the caller may use something of the plan for at least one of its use cases."""
         uses = (caller.acting_for(use_case) for use_case in caller.use_cases)
         return any(ruling.allowed for use in uses for ruling in self.policy.judge(use, plan).rulings)
+
+    async def openapi(self, x: Exchange) -> None:
+        """All that is answered here, described for tools; in a thread, since the first time takes a while."""
+        await self._reply(x, await asyncio.to_thread(self.describe, self.endpoints))
 
     async def request(self, x: Exchange) -> None:
         """What happened to one request of this caller's app."""

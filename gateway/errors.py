@@ -55,9 +55,13 @@ class NotFound(PlatformError):
 
 
 class MethodNotAllowed(PlatformError):
-    """The endpoint exists, under another method."""
+    """The endpoint exists, under another method. allowed: those that it has, with commas."""
 
     status, code, kind = 405, "method_not_allowed", "invalid_request_error"
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class AppKeyRequired(PlatformError):
@@ -113,6 +117,8 @@ def error_headers(error: PlatformError) -> Mapping[str, str]:
         headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_seconds * 1000)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = error.allowed
     return headers
 
 

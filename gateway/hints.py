@@ -9,9 +9,9 @@ from msgspec import UNSET, UnsetType
 from gateway.errors import InvalidRequest
 from kernel import NO_HINTS, DataClass, Hints
 
-_LATENCY_MS_MAX = 24 * 3600 * 1000
-_TAGS_MAX = 32
-_TAG_CHARACTERS_MAX = 128
+LATENCY_MS_MAX = 24 * 3600 * 1000
+TAGS_MAX = 32
+TAG_CHARACTERS_MAX = 128
 _HINT_HEADERS = {
     "use_case": "x-use-case",
     "data_class": "x-data-class",
@@ -58,22 +58,22 @@ def read_hints(
         ) from None
     except (ValueError, TypeError, OverflowError):
         raise InvalidRequest(
-            f"max_latency_ms must be a whole number from 1 to {_LATENCY_MS_MAX} and tags a list of at most {_TAGS_MAX} "
-            f"strings of at most {_TAG_CHARACTERS_MAX} characters.",
+            f"max_latency_ms must be a whole number from 1 to {LATENCY_MS_MAX} and tags a list of at most {TAGS_MAX} "
+            f"strings of at most {TAG_CHARACTERS_MAX} characters.",
             param="penstock",
         ) from None
 
 
 def _latency_ms(said: str | float) -> int:
     latency_ms = int(said)
-    if not 1 <= latency_ms <= _LATENCY_MS_MAX:
+    if not 1 <= latency_ms <= LATENCY_MS_MAX:
         raise ValueError
     return latency_ms
 
 
 def _tags(said: object) -> tuple[str, ...]:
     tags = msgspec.convert(said, tuple[str, ...])
-    if len(tags) > _TAGS_MAX or any(len(tag) > _TAG_CHARACTERS_MAX for tag in tags):
+    if len(tags) > TAGS_MAX or any(len(tag) > TAG_CHARACTERS_MAX for tag in tags):
         raise ValueError
     return tags
 

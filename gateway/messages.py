@@ -15,13 +15,13 @@ from gateway.errors import InvalidRequest
 from gateway.hints import read_hints
 from kernel import ModelRequest, Operation
 
-_MESSAGES_MAX = 20_000
+MESSAGES_MAX = 20_000
 _PARTS_MAX = 20_000
-_TOO_MANY = f"messages must hold 1 to {_MESSAGES_MAX} messages and at most {_PARTS_MAX} blocks together."
+_TOO_MANY = f"messages must hold 1 to {MESSAGES_MAX} messages and at most {_PARTS_MAX} blocks together."
 _OBJECTS_MAX = 100_000
 _VERSION = "2023-06-01"
 _HANDED_ON = ("anthropic-version", "anthropic-beta")
-_HEADER_CHARACTERS_MAX = 2048
+HEADER_CHARACTERS_MAX = 2048
 # What the provider bills beside tokens, or at other rates than those that are declared.
 _NOT_OFFERED = {
     "mcp_servers": "what servers do for the provider cannot be priced",
@@ -30,7 +30,7 @@ _NOT_OFFERED = {
     "speed": "it changes the price",
 }
 # Tools that the caller carries out; all others run at the provider, for a fee.
-_OWN_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
+OWN_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
 _OVERHEAD_TOKENS = 8
 _OVERHEAD_TOKENS_MESSAGE = 8
 _OVERHEAD_TOKENS_TOOLS = 1024
@@ -77,7 +77,9 @@ class _Tool(Struct):
     type: str | None = None
 
 
-class _Facts(Struct):
+class Facts(Struct):
+    """The members that the gate reads, with their types; but for its messages."""
+
     model: str
     max_tokens: int | None = None
     stream: bool | None = None
@@ -86,8 +88,8 @@ class _Facts(Struct):
     tools: list[_Tool] | None = None
 
 
-_FACTS = frozenset(_Facts.__struct_fields__)
-_facts = msgspec.json.Decoder(_Facts)
+_FACTS = frozenset(Facts.__struct_fields__)
+_facts = msgspec.json.Decoder(Facts)
 _texts = msgspec.json.Decoder(list[_TextMessage])
 _messages = msgspec.json.Decoder(list[_Message])
 
@@ -113,7 +115,7 @@ def read_count(body: bytes, headers: Mapping[str, str]) -> ModelRequest:
     return _request(opened, facts, Operation.COUNT_TOKENS, 0).limited(0)
 
 
-def _read(opened: Opened) -> tuple[_Facts, int | None]:
+def _read(opened: Opened) -> tuple[Facts, int | None]:
     """The facts, and a bound on the prompt's tokens as OpenAI's doors have it; None where not all is text."""
     fields = opened.fields
     told = fields.get("messages")
@@ -126,7 +128,7 @@ def _read(opened: Opened) -> tuple[_Facts, int | None]:
     for name in _NOT_OFFERED.keys() & fields.keys():
         raise InvalidRequest(f"{name} is not offered: {_NOT_OFFERED[name]}.", param=name)
     for number, tool in enumerate(facts.tools or ()):
-        if tool.type is not None and not tool.type.startswith(_OWN_TOOLS):
+        if tool.type is not None and not tool.type.startswith(OWN_TOOLS):
             raise InvalidRequest(
                 f"tools[{number}] runs at the provider, whose fees per call cannot be priced; use tools of your own.",
                 param=f"tools[{number}].type",
@@ -138,7 +140,7 @@ def _read(opened: Opened) -> tuple[_Facts, int | None]:
     return facts, bound if is_text else None
 
 
-def _request(opened: Opened, facts: _Facts, operation: Operation, input_tokens_max: int | None) -> ModelRequest:
+def _request(opened: Opened, facts: Facts, operation: Operation, input_tokens_max: int | None) -> ModelRequest:
     fields, headers = opened.fields, opened.headers
     hints = read_hints(headers, facts.metadata, facts.penstock)
     fields.pop("penstock", None)
@@ -161,10 +163,8 @@ def _request(opened: Opened, facts: _Facts, operation: Operation, input_tokens_m
 def _handed_on(headers: Mapping[str, str]) -> dict[str, str]:
     told = {name: headers[name] for name in _HANDED_ON if name in headers}
     for name, value in told.items():
-        if len(value) > _HEADER_CHARACTERS_MAX or not (value.isascii() and value.isprintable()):
-            raise InvalidRequest(
-                f"The header {name} must be printable ASCII of at most {_HEADER_CHARACTERS_MAX} bytes."
-            )
+        if len(value) > HEADER_CHARACTERS_MAX or not (value.isascii() and value.isprintable()):
+            raise InvalidRequest(f"The header {name} must be printable ASCII of at most {HEADER_CHARACTERS_MAX} bytes.")
     return told
 
 
@@ -180,6 +180,6 @@ def _read_messages(told: Raw) -> tuple[int, bool]:
         except msgspec.ValidationError as wrong:
             raise wrong_member(wrong, "messages") from None
     blocks = sum(len(message.content) for message in messages if isinstance(message.content, list))
-    if not 0 < len(messages) <= _MESSAGES_MAX or blocks > _PARTS_MAX:
+    if not 0 < len(messages) <= MESSAGES_MAX or blocks > _PARTS_MAX:
         raise InvalidRequest(_TOO_MANY, param="messages")
     return len(messages), is_text

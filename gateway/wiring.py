@@ -30,6 +30,7 @@ from gateway.demo import DEMO_KEYS, FIRST_START, declare_demo, write_quickstart
 from gateway.edge import Edge, EdgeLimits, TurnLog
 from gateway.history import History
 from gateway.metrics import Metrics
+from gateway.openapi import describe
 from gateway.overload import Admission
 from gateway.ownership import ServingLock
 from gateway.references import check_references
@@ -224,6 +225,7 @@ def build(settings: Settings, log: TurnLog = _silently) -> Platform:
         metrics=metrics,
         telemetry=_telemetry(settings, snapshot, metrics, clock=clock, process=process),
         control=control,
+        describe=lambda rows: describe(rows, control.openapi()),
         ready=_readiness(engine, ledger, replicas, serving),
         clock=clock,
         limits=_edge_limits(settings),

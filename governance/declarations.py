@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import yaml
+from pydantic import BaseModel, TypeAdapter
 
 from governance.errors import TooLarge
+from governance.wire import Name
 from kernel import InvalidDeclaration
 
 FILE_BYTES_MAX = 1_048_576
@@ -29,6 +31,18 @@ def plural(kind: str) -> str:
     if kind.endswith("y"):
         return kind[:-1] + "ies"
     return kind + ("es" if kind.endswith("s") else "s")
+
+
+def schema(kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """The file as a JSON schema: a section for each kind, whose things have their name beside what the kind has."""
+    name = TypeAdapter(Name).json_schema()
+    sections: dict[str, Any] = {}
+    for kind, shape in kinds.items():
+        thing = shape.model_json_schema()
+        thing["properties"] = {"name": name, **thing["properties"]}
+        thing["required"] = ["name", *thing.get("required", ())]
+        sections[plural(kind)] = {"type": "array", "items": thing}
+    return {"title": "Declarations", "type": ["object", "null"], "properties": sections, "additionalProperties": False}
 
 
 def parse(text: str, kinds: Iterable[str]) -> list[Declaration]:
@@ -88,6 +102,8 @@ def _content(text: str) -> object:
     except yaml.MarkedYAMLError as fault:
         line = fault.problem_mark.line + 1 if fault.problem_mark else 0
         raise InvalidDeclaration(f"The file is not valid YAML at line {line}: {fault.problem}.") from fault
+    except LookupError as fault:  # PyYAML's own, of a text that its tag says is a number or a truth
+        raise InvalidDeclaration("A value is not what its tag says; leave the tag out.") from fault
     except (yaml.YAMLError, ValueError) as fault:
         raise InvalidDeclaration(f"The file cannot be read: {fault}.") from fault
     except RecursionError as fault:
@@ -165,6 +181,10 @@ class _Strict(yaml.SafeLoader):
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
+# Dates stay text; PyYAML's own would fail with no error of its own where a tag makes one of what is none.
+_Strict.yaml_constructors = {
+    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if not (tag or "").endswith(":timestamp")
+}
 _Strict.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -176,3 +196,10 @@ class _Plain(yaml.SafeDumper):
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 (its signature)
         return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Quoted with escapes where it holds a line's end: beyond LF those are read back as spaces otherwise."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Plain.add_representer(str, _Plain.represent_text)

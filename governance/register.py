@@ -103,6 +103,10 @@ class Register:
         """At most 1,000 changes after `version`, oldest first: go on from the last one's version."""
         return await self._store.changes_since(version, limit=_NOTES_MAX)
 
+    def schema(self) -> dict[str, Any]:
+        """The file that `parse` reads, as a JSON schema."""
+        return declarations.schema(self._kinds)
+
     def parse(self, text: str) -> list[Declaration]:
         """The declarations of a file, for the kinds of this register. Slow for large files: call it in a thread."""
         return declarations.parse(text, self._kinds)

@@ -14,4 +14,4 @@ for clients in requirements/clients*.in; do
     lock "$clients" --output-file "${clients%.in}.lock"
 done
 lock requirements/prove.in --output-file requirements/prove.lock
-lock requirements/fuzz.in --output-file requirements/fuzz.lock
+lock pyproject.toml requirements/fuzz.in --constraint requirements/core.lock --output-file requirements/fuzz.lock

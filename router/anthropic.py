@@ -110,6 +110,10 @@ class AnswerReader:
         if not self.whole:
             raise UpstreamBroken("The provider ended the stream before message_stop.")
 
+    def missing(self) -> Chunk | None:
+        """What a whole answer should have ended with and did not; callers wait for it."""
+        return None if self.ended else self.read(b'{"type":"message_stop"}')
+
     def read(self, data: bytes, *, more: bool = False) -> Chunk:
         """The event as a chunk. more: as the chunk says it. Raises UpstreamBroken."""
         try:
@@ -125,11 +129,13 @@ class AnswerReader:
         self.whole = self.whole or (event.delta is not None and event.delta.stop_reason is not None)
         self.ended = event.type == "message_stop"
         if isinstance(told, dict):
-            self._told.update((name, value) for name, value in told.items() if value is not None)
+            # Counts only grow: where a later one is 0, its sender does not know it.
+            self._told.update((name, value) for name, value in told.items() if value or name not in self._told)
         begins = event.content_block is not None and event.content_block.type not in _EMPTY_AT_FIRST
         return Chunk(
             data.replace(b"\n", b" ") if b"\n" in data else data,
-            read_usage(self._told) if isinstance(told, dict) else None,
+            # A message's start tells what went in and nothing of what will come out: no count that could be the last.
+            read_usage(self._told) if isinstance(told, dict) and event.message is None else None,
             begins or event.type in _CONTENT,
             provider_request_id=self._provider_request_id,
             final=self.whole,
@@ -141,15 +147,18 @@ class AnswerReader:
 def read_usage(told: Mapping[str, Any]) -> Usage | None:
     """Disjoint components from Anthropic's, or None where the totals cannot be used.
 
-    input_tokens leaves out what was cached. Writes to the cache are split by their lifetime where the split adds up.
+    input_tokens leaves out what was cached. Writes to the cache are split by their lifetime; where the split and the
+    total differ, the greater counts.
     """
     if "components" in told and (counted := read_components(told["components"])) is not None:
         return counted
     into, out = read_count(told.get("input_tokens")), read_count(told.get("output_tokens"))
-    read, written = (read_count(told.get(f"cache_{each}_input_tokens", 0)) for each in ("read", "creation"))
+    read, written = (_optional(told, f"cache_{each}_input_tokens") for each in ("read", "creation"))
     if into is None or out is None or read is None or written is None:
         return None
-    long = _part(told.get("cache_creation"), "ephemeral_1h_input_tokens", written)
+    split = told.get("cache_creation")
+    short, long = (_part(split, f"ephemeral_{each}_input_tokens") for each in ("5m", "1h"))
+    written = max(written, short + long)
     thought = _part(told.get("output_tokens_details"), "thinking_tokens", out)
     counts = {
         Component.INPUT: into,
@@ -165,7 +174,12 @@ def read_usage(told: Mapping[str, Any]) -> Usage | None:
 _ALWAYS = frozenset({Component.INPUT, Component.OUTPUT})
 
 
-def _part(details: object, name: str, whole: int) -> int:
+def _optional(told: Mapping[str, Any], name: str) -> int | None:
+    """A count that may be missing or null, which is 0; None where it is none."""
+    return 0 if told.get(name) is None else read_count(told[name])
+
+
+def _part(details: object, name: str, whole: int | None = None) -> int:
     """How much of the whole is this part; nothing where that cannot be."""
     count = read_count(details.get(name)) if isinstance(details, dict) else None
-    return 0 if count is None or count > whole else count
+    return 0 if count is None or (whole is not None and count > whole) else count

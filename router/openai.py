@@ -145,6 +145,10 @@ class AnswerReader:
         if not self.whole:
             raise UpstreamBroken("The provider ended the stream before [DONE].")
 
+    def missing(self) -> Chunk | None:
+        """None: what callers wait for at the end of this wire is no event."""
+        return None
+
     def read(self, data: bytes, *, more: bool = False) -> Chunk:
         """The event as a chunk. more: as the chunk says it. Raises UpstreamBroken."""
         try:

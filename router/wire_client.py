@@ -96,11 +96,13 @@ class WireClient:
                 try:
                     block = await answer.block()
                 except UpstreamError:
-                    if reader.whole:
-                        return
-                    raise
+                    if not reader.whole:
+                        raise
+                    block = b""
                 if not block:
                     reader.require_whole()
+                    if (last := reader.missing()) is not None:
+                        yield last
                     return
                 for number, data in enumerate(parser.feed(block), start=1):
                     if data == _DONE:
