@@ -11,6 +11,8 @@ PIP_FLAGS = --quiet --disable-pip-version-check --require-hashes
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+install: $(RUN_ENV)/.ready ## Install what is missing into .venv
+
 run: $(RUN_ENV)/.ready ## Install what is missing and serve on 127.0.0.1:8080
 	@exec $(RUN_ENV)/bin/penstock serve
 
@@ -65,4 +67,4 @@ $(TRANSLATOR_ENV)/.ready: requirements/translator.lock
 	@$(TRANSLATOR_ENV)/bin/python -m pip install $(PIP_FLAGS) -r requirements/translator.lock
 	@touch $@
 
-.PHONY: help run translator test test-house test-unit test-contract test-e2e check prove bench lock
+.PHONY: help install run translator test test-house test-unit test-contract test-e2e check prove bench lock

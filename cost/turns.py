@@ -172,7 +172,8 @@ class Turn:
     def _ask(self, attempt: "Attempt") -> Ask:
         target, caller, desk = attempt.target, self._caller, self._desk
         asked, bound, choices = self._sizes
-        into = target.context_tokens if bound is None else bound + target.prompt_overhead_tokens
+        overhead = target.prompt_overhead_tokens if bound else 0  # what counts tokens and sends no prompt is free
+        into = target.context_tokens if bound is None else bound + overhead
         out = target.output_tokens_max if asked is None or asked > target.output_tokens_max else asked
         book = desk.book()
         price = book.price(target.name, desk.clock.now())

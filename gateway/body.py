@@ -23,14 +23,26 @@ _OTHER_BYTES_MAX = 256 * 1024
 _NAME = re.compile(rb'[ \t\r\n]*+[{,][ \t\r\n]*+"(?:[^"\\]++|\\.)*+"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _END = re.compile(rb"[ \t\r\n]*+}[ \t\r\n]*+")
 _SLICE_BYTES = 64 * 1024
+# What is nested in a member counts as well; braces within a text do not.
+_OBJECTS_MAX = 100_000
+_BRACES = rb'(?:[^"{]*+(?:"(?:[^"\\]++|\\.)*+"[^"{]*+)*+\{){%d}'
+_MANY_OBJECTS = re.compile(_BRACES % (_OBJECTS_MAX + 1), re.DOTALL)
 
 
 class Opened(Struct, frozen=True):
-    """A body taken apart. headers: of its request, names in lower case. size: of the body, in bytes."""
+    """A body taken apart.
+
+    headers: of its request, names in lower case. size: of the body, in bytes. braces: so many open in it, at most.
+    """
 
     fields: dict[str, Raw]
     headers: Mapping[str, str]
     size: int
+    braces: int
+
+    def holds_too_much(self, name: str) -> bool:
+        """Whether the member holds so many objects that to count them would take more memory than the body did."""
+        return self.braces > _OBJECTS_MAX and _MANY_OBJECTS.match(self.fields.get(name, Raw())) is not None
 
 
 class _Long(Struct):
@@ -67,7 +79,7 @@ def open_body(body: bytes, headers: Mapping[str, str]) -> Opened:
         raise InvalidRequest(_NO_JSON) from None
     if _names_one_twice(body, members):
         raise InvalidRequest("The body names a member twice; name each once.")
-    return Opened(members, headers, len(body))
+    return Opened(members, headers, len(body), body.count(b"{") if len(body) > _OBJECTS_MAX else 0)
 
 
 def read_facts(fields: Mapping[str, Raw], decoder: msgspec.json.Decoder[Facts], names: frozenset[str]) -> Facts:

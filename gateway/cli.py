@@ -16,12 +16,11 @@ import typer
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from cost import BudgetState, InvalidReport, ReconcileReport, read_csv, read_jsonl
 from gateway import cli_models, cli_targets
+from gateway.cli_show import change_rows, rendered
 from gateway.doctor import diagnose
 from gateway.ownership import AlreadyServed
 from gateway.schema import NotDurable, SchemaBusy, SchemaNewer, migrate
@@ -228,7 +227,15 @@ def reconcile(
 def audit_verify(*, as_json: Json = False) -> None:
     """Walk every chain of the trail; exit 1 at the first record that does not fit. Example: penstock audit verify."""
     verdict = _run(lambda platform: platform.trail.verify())
-    _show([_plain(verdict)], as_json=as_json)
+    row = _plain(verdict)
+    if not as_json:
+        row = {
+            "records": verdict.records,
+            "chains": len(verdict.heads),
+            "intact": verdict.intact,
+            "breaks": row["breaks"],
+        }
+    _show([row], as_json=as_json)
     if not verdict.intact:
         raise typer.Exit(1)
 
@@ -346,10 +353,9 @@ def _budget_row(state: BudgetState) -> dict[str, Any]:
 
 
 def _show_changes(changes: list[Change], *, as_json: bool) -> None:
-    rows = [msgspec.to_builtins(change) for change in changes]
-    told = [row for row in rows if row["action"] != "unchanged"]
-    if as_json or told:
-        _show(rows if as_json else told, as_json=as_json)
+    rows = [msgspec.to_builtins(change) for change in changes] if as_json else change_rows(changes)
+    if as_json or rows:
+        _show(rows, as_json=as_json)
     else:
         _out.print("nothing to change")
 
@@ -357,21 +363,10 @@ def _show_changes(changes: list[Change], *, as_json: bool) -> None:
 def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         _out.print(msgspec.json.format(msgspec.json.encode(rows)).decode(), markup=False, highlight=False)
-        return
-    if not rows:
+    elif rows:
+        _out.print(rendered(rows, _out.width if _out.is_terminal else None), markup=False, highlight=False)
+    else:
         _out.print("nothing to show")
-        return
-    table = Table(*rows[0].keys(), box=None)
-    for row in rows:
-        table.add_row(
-            *(
-                escape(value)
-                if isinstance(value, str)
-                else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-                for value in row.values()
-            )
-        )
-    _out.print(table)
 
 
 app.add_typer(cli_targets.commands(_run, _show), name="models")

@@ -21,11 +21,9 @@ CHOICES_MAX = 128
 MESSAGES_MAX = 20_000
 _PARTS_MAX = 20_000
 _TOO_MANY = f"messages must hold 1 to {MESSAGES_MAX} messages and at most {_PARTS_MAX} parts together."
-# In `messages`: parts, calls of tools and what is nested in them count as well.
-_OBJECTS_MAX = 100_000
-_MANY_OBJECTS = re.compile(rb'(?:[^"{]*+(?:"(?:[^"\\]++|\\.)*+"[^"{]*+)*+\{){%d}' % (_OBJECTS_MAX + 1), re.DOTALL)
 MODEL_CHARACTERS_MAX = 256
 _PROMPTS_BYTES_MAX = 1024 * 1024
+_AN_OBJECT = re.compile(rb'[^"{]*+(?:"(?:[^"\\]++|\\.)*+"[^"{]*+)*+\{', re.DOTALL)
 _COMPLETION_TOKENS = 16  # what OpenAI takes where a completion says nothing; a chat has all that the model can
 # What would make an answer cost more than its hold, or let caller text be a program.
 _NOT_OFFERED = MappingProxyType(
@@ -34,6 +32,9 @@ _NOT_OFFERED = MappingProxyType(
         "prediction": "rejected predictions cost more than the answer's ceiling",
         "best_of": "use n, which is paid for",
         "chat_template": "templates belong to the model",
+        "prompt_embeds": "they are prompts beside those that are counted",
+        "kv_transfer_params": "they name what others keep at the server",
+        "ec_transfer_params": "they name what others keep at the server",
     }
 )
 _TIERS = frozenset({"auto", "default"})
@@ -111,8 +112,7 @@ def read_chat(body: bytes, headers: Mapping[str, str]) -> ModelRequest:
     fields = opened.fields
     told = _required(fields, "messages", "a list of messages")
     facts = _checked(fields)
-    if len(body) > _OBJECTS_MAX and body.count(b"{") > _OBJECTS_MAX and _MANY_OBJECTS.match(told) is not None:
-        # So many that only to count them would take more memory than the body did.
+    if opened.holds_too_much("messages"):
         raise InvalidRequest(_TOO_MANY, param="messages")
     count, is_text = _read_messages(told)
     bound = _input_tokens_max(fields) + count * _OVERHEAD_TOKENS_MESSAGE
@@ -140,6 +140,10 @@ def read_embedding(body: bytes, headers: Mapping[str, str]) -> ModelRequest:
     fields = opened.fields
     if bytes(_required(fields, "input", "a text or a list of texts"))[:1] not in {b'"', b"["}:
         raise InvalidRequest("input must be a text, a list of texts, or tokens.", param="input")
+    # vLLM takes conversations there, or beside it, whose pictures no number of bytes bounds.
+    fields.pop("messages", None)
+    if _AN_OBJECT.match(fields["input"]) is not None:
+        raise InvalidRequest("input must hold texts or tokens, and nothing else.", param="input")
     facts = _checked(fields)
     if facts.stream:
         raise InvalidRequest("stream is not offered: embeddings come at once.", param="stream")

@@ -19,6 +19,8 @@ _HINT_HEADERS = {
     "max_latency_ms": "x-max-latency-ms",
     "quality_level": "x-quality-level",
 }
+HINTS = frozenset(_HINT_HEADERS)
+"""Their names, as members of `penstock` and of `metadata`."""
 
 
 def read_hints(

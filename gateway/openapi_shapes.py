@@ -141,7 +141,7 @@ class MessageTold(Struct):
 class OwnTool(Struct):
     """A tool that the caller carries out; what runs at the provider has fees that cannot be priced."""
 
-    type: Annotated[str, Meta(pattern=f"^({'|'.join(OWN_TOOLS)})")] | None = None
+    type: Annotated[str, Meta(pattern=f"^(custom$|{'|'.join(OWN_TOOLS)})")] | None = None
 
 
 class CountRequest(MessageFacts, kw_only=True):
@@ -149,8 +149,8 @@ class CountRequest(MessageFacts, kw_only=True):
 
     model: ModelName
     messages: Annotated[list[MessageTold], Meta(min_length=1, max_length=MESSAGES_MAX)]
-    tools: list[OwnTool] | None = None  # type: ignore[assignment]  # the door reads no more than it needs
-    penstock: PenstockHints | UnsetType = UNSET  # type: ignore[assignment]  # as above
+    tools: list[OwnTool] | None = None
+    penstock: PenstockHints | UnsetType = UNSET  # type: ignore[assignment]  # the door reads it into a dict first
     stream: Literal[False] | None = None
 
 

@@ -306,8 +306,8 @@ def _cure(condition: Condition, rule: Rule, caller: Caller, *, model: str) -> st
     if condition is Condition.DATA_CLASS:
         return (
             f"Policy '{rule.name}' permits up to {rule.data_class.label}; your request is {caller.data_class.label} "
-            f"(header X-Data-Class, or the class of your app): use a model for {caller.data_class.label} data, "
-            f"or ask for a policy that permits it."
+            f"(by the class of your app, header X-Data-Class, or what it holds, such as a card number): use a model "
+            f"for {caller.data_class.label} data, or ask for a policy that permits it."
         )
     if condition is Condition.USE_CASE:
         own = [use_case for use_case in caller.use_cases if rule.permits_use_case(use_case)]

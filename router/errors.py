@@ -1,8 +1,11 @@
 """How a request can fail on its way to a target. Messages name the target, never an address, a key or a prompt."""
 
 import logging
+import re
 
 from kernel import PlatformError
+
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 class ModelNotFound(PlatformError):
@@ -95,7 +98,8 @@ class UpstreamBusy(UpstreamError):
 class UpstreamRefused(UpstreamError):
     """The provider found the request wrong, and says so in its own words, cut at 500 characters.
 
-    They may quote the request: for the caller to read, not for a log.
+    They may quote the request: for the caller to read, not for a log. Its code is logged and kept, so that it is the
+    provider's only where it is one word.
     """
 
     status, code, kind, log_level = 400, "invalid_request", "invalid_request_error", logging.INFO
@@ -105,7 +109,7 @@ class UpstreamRefused(UpstreamError):
         super().__init__(message[:500], param=param and param[:200])
         # Status and code belong to a class elsewhere in the family; here they are the provider's, so they are
         # laid over the class's own.
-        vars(self).update(status=status, code=(code or self.code)[:100])
+        vars(self).update(status=status, code=code if code and _CODE.fullmatch(code) else self.code)
 
 
 class UpstreamBroken(UpstreamError):

@@ -199,14 +199,16 @@ def read_usage(usage: object, *, is_input_only: bool = False) -> Usage | None:
     and audio. Details that do not fit into their total are dropped: all of it is then plain input or output.
     Where total_tokens exceeds both, the rest is output: xAI and Gemini report reasoning there and nowhere else.
     `components`, where there are any, are the translator's, who has counted from the provider's own usage.
-    is_input_only: nobody says how long an answer was where there is none.
+    is_input_only: nobody says how long an answer was where there is none, and the total is all input.
     """
     if not isinstance(usage, dict):
         return None
     if "components" in usage and (counted := read_components(usage["components"])) is not None:
         return counted
     prompt, completion = read_count(usage.get("prompt_tokens")), read_count(usage.get("completion_tokens"))
-    completion = 0 if is_input_only else completion
+    if is_input_only:  # all of it went in, though some tell no more than the total
+        known = [count for count in (prompt, read_count(usage.get("total_tokens"))) if count is not None]
+        prompt, completion = max(known, default=None), 0
     if prompt is None or completion is None:
         return None
     completion = max(completion, (read_count(usage.get("total_tokens")) or 0) - prompt)

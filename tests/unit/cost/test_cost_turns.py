@@ -300,6 +300,13 @@ async def test_content_that_is_not_text_is_held_at_the_whole_context(firm: Firm)
         assert attempt.held_nano_usd == 8_000 * 1000 + 1000 + 7
 
 
+async def test_what_sends_no_prompt_is_free_whatever_the_provider_would_add_to_one(firm: Firm) -> None:
+    request = ModelRequest("small", {}, input_tokens_max=0, output_tokens_max=0)
+    target = msgspec.structs.replace(TARGET, prompt_overhead_tokens=500)
+    async with firm.turn(request=request) as turn, turn.attempt(target) as attempt:
+        assert attempt.held_nano_usd == 0
+
+
 async def test_a_caller_that_leaves_while_its_hold_is_made_leaves_nothing_open(firm: Firm) -> None:
     turn = firm.turn()
 

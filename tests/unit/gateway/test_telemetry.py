@@ -206,7 +206,7 @@ async def test_nothing_that_a_caller_or_a_provider_wrote_is_told(house: House) -
     await house.ask({"one": [said]})
     await house.ask({}, model=CANARY)
     assert CANARY not in str(house.sink.turns)
-    assert house.sink.turns[0][5].error == "_OTHER"
+    assert house.sink.turns[0][5].error == "invalid_request", "its code is ours where it is more than a word"
 
 
 async def test_a_name_that_nobody_declares_any_more_is_not_told(house: House) -> None:

@@ -1,5 +1,6 @@
 """What the doors beside chat make of a body: bounds that hold, refusals that name the member."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialect import read_completion, read_embedding
+from gateway.dialect import read_chat, read_completion, read_embedding
 from gateway.errors import InvalidRequest
 from gateway.messages import read_count, read_message
 from kernel import ModelRequest, Operation
@@ -48,6 +49,21 @@ def embedding(told: object, **members: object) -> bytes:
         (read_message, message(container="c"), "container"),
         (read_message, message(speed="fast"), "speed"),
         (read_message, message(inference_geo="us"), "inference_geo"),
+        (read_message, message(fallbacks="default"), "fallbacks"),
+        (read_message, message(fallback_credit_token="x"), "fallback_credit_token"),
+        (read_message, message(billing_policy={"type": "billing_policy"}), "billing_policy"),
+        (read_message, message(thread={"type": "continue", "previous_message_id": "m"}), "thread"),
+        (read_message, message(compaction={"type": "summary"}), "compaction"),
+        (
+            read_message,
+            message(context_management={"edits": [{"type": "clear_thinking_20251015"}, {"type": "compact_20260112"}]}),
+            "context_management.edits[1].type",
+        ),
+        (read_message, message(context_management=7), "context_management"),
+        (read_message, message(tools=7), "tools"),
+        (read_message, message(tools=[{"name": "a", "type": 7}]), "tools[0].type"),
+        (read_message, message(tools=[{"name": "a"}] * 2001), "tools"),
+        (read_message, message(tools=[{"type": "customer_search_20270101"}]), "tools[0].type"),
         (read_message, message(tools=[{"name": "a"}, {"type": "web_search_20250305"}]), "tools[1].type"),
         (read_message, message(tools=[{"type": "code_execution_20250825"}]), "tools[0].type"),
         (read_message, message(penstock={"nonsense": 1}), "penstock"),
@@ -58,6 +74,11 @@ def embedding(told: object, **members: object) -> bytes:
         (read_completion, completion(prompt=["x" * 1_100_000]), "prompt"),
         (read_completion, completion(best_of=2), "best_of"),
         (read_completion, msgspec.json.encode({"model": "m"}), "prompt"),
+        (read_completion, completion(prompt_embeds=["AAAA"] * 9), "prompt_embeds"),
+        (read_completion, completion(kv_transfer_params={"remote_host": "h"}), "kv_transfer_params"),
+        (read_embedding, embedding([{"image": "https://x/y.png"}]), "input"),
+        (read_embedding, embedding([[{"role": "user", "content": []}]]), "input"),
+        (read_embedding, embedding(["{", "x", {"a": "b"}]), "input"),
         (read_embedding, embedding(7), "input"),
         (read_embedding, embedding({"a": 1}), "input"),
         (read_embedding, embedding("x", stream=True), "stream"),
@@ -89,6 +110,72 @@ def test_only_what_is_certainly_text_is_bounded_by_its_bytes(blocks: list[dict[s
     assert (read_message(content(*blocks), {}).input_tokens_max is not None) is is_text
 
 
+@pytest.mark.parametrize(
+    ("system", "is_text"),
+    [
+        ("x", True),
+        (None, True),
+        ([{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], True),
+        ([{"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}}], False),
+        ([{"type": "text", "text": "x"}, {"type": "image", "source": {}}], False),
+        (7, False),
+    ],
+)
+def test_a_system_prompt_is_bounded_by_its_bytes_only_where_it_is_text(system: object, *, is_text: bool) -> None:
+    assert (read_message(message(system=system), {}).input_tokens_max is not None) is is_text
+
+
+def test_what_the_provider_says_of_its_own_kinds_of_tools_is_set_aside() -> None:
+    # Anthropic adds some 2,200 tokens for these three, of which 150 bytes say nothing.
+    tools = [{"type": "bash_20250124", "name": "bash"}, {"type": "text_editor_20250728", "name": "editor"}]
+    tools.append({"type": "computer_20251124", "name": "computer"})
+    for each in (3, 1):
+        bound = read_message(message(tools=tools[:each]), {}).input_tokens_max
+        assert bound is not None
+        assert bound >= 1024 + each * 2048
+    own = [{"name": f"t{number}", "input_schema": {}} for number in range(3)]
+    bound = read_message(message(tools=own), {}).input_tokens_max
+    assert bound is not None
+    assert bound < 2048, "the caller's own are told byte for byte"
+
+
+def test_edits_that_only_clear_are_handed_on() -> None:
+    edits = {"edits": [{"type": "clear_tool_uses_20250919", "keep": {"type": "tool_uses", "value": 3}}]}
+    request = read_message(message(context_management=edits), {})
+    assert msgspec.json.decode(request.fields["context_management"]) == edits
+
+
+def test_a_format_is_explained_to_the_model_by_the_provider() -> None:
+    with_format = read_message(message(output_config={"format": {"type": "json_schema", "schema": {}}}), {})
+    assert (with_format.input_tokens_max or 0) > 1024
+
+
+def test_no_member_that_is_read_takes_many_times_the_bodys_memory() -> None:
+    for member in ("tools", "system"):
+        body = message(**{member: []}).replace(b"[]}", b"[" + b"{}," * 1_000_000 + b"{}]}")
+        tracemalloc.start()
+        with pytest.raises(InvalidRequest) as refused:
+            read_message(body, {})
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert refused.value.param == member
+        assert most < 3 * len(body)
+
+
+@pytest.mark.parametrize("read", [read_message, read_chat])
+def test_a_long_text_full_of_braces_is_a_text(read: Reader) -> None:
+    request = read(message(messages=[{"role": "user", "content": '{"a": 1}' * 100_001}]), {})
+    assert request.input_tokens_max is not None
+
+
+def test_hints_in_the_metadata_are_not_handed_on_to_who_would_refuse_them() -> None:
+    request = read_message(message(metadata={"user_id": "u", "use_case": "h", "data_class": "internal"}), {})
+    assert request.hints.use_case == "h"
+    assert msgspec.json.decode(request.fields["metadata"]) == {"user_id": "u"}
+    unchanged = read_message(message(metadata={"user_id": "u"}), {})
+    assert bytes(unchanged.fields["metadata"]) == b'{"user_id":"u"}'
+
+
 @given(st.text(), st.text(), st.lists(st.text(), min_size=1, max_size=4))
 def test_no_text_has_more_tokens_than_its_bound(system: str, text: str, several: list[str]) -> None:
     request = read_message(message(system=system, messages=[{"role": "user", "content": text}]), {})
@@ -98,6 +185,15 @@ def test_no_text_has_more_tokens_than_its_bound(system: str, text: str, several:
         bound = read(body, {}).input_tokens_max
         assert bound is not None
         assert bound >= len("".join(several).encode())
+
+
+def test_conversations_are_not_embedded() -> None:
+    assert "messages" not in read_embedding(embedding("x", messages=HI), {}).fields
+
+
+@pytest.mark.parametrize("told", ["{", ["{", '\\"{'], [1, 2], [[1], [2]], []])
+def test_texts_with_braces_and_tokens_are_embedded(told: object) -> None:
+    assert read_embedding(embedding(told), {}).input_tokens_max is not None
 
 
 @given(st.lists(st.lists(st.integers(0, 300_000), min_size=1, max_size=9), min_size=1, max_size=5))

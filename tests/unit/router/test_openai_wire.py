@@ -291,7 +291,7 @@ def test_a_refusal_speaks_for_itself_in_any_known_shape():
 def test_a_refusal_does_not_repeat_the_credential_however_it_was_escaped():
     body = rb'{"error":{"message":"bad key sk\/a\u0062c","param":"sk/abc","code":"x sk/abc"}}'
     error = read_refusal(TARGET, 400, body=body, credential="sk/abc")
-    assert (error.message, error.param, error.code) == ("bad key [credential]", "[credential]", "x [credential]")
+    assert (error.message, error.param, error.code) == ("bad key [credential]", "[credential]", "invalid_request")
 
 
 @pytest.mark.parametrize(("status", "unbilled"), [(204, False), (302, False), (404, True), (408, False), (504, False)])
@@ -336,3 +336,22 @@ def test_what_was_never_sent_may_be_repeated_and_what_was_cut_may_not():
 def test_reads_when_to_come_back(headers, seconds):
     assert datetime(2026, 11, 20, 12, 0, tzinfo=UTC) == AT
     assert read_retry_after(headers, AT) == seconds
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"prompt_tokens": 8, "total_tokens": 8},
+        {"prompt_tokens": 0, "total_tokens": 8},
+        {"total_tokens": 8},
+        {"prompt_tokens": 8, "completion_tokens": 5},
+    ],
+)
+def test_all_that_embeddings_use_went_in(told: dict[str, int]) -> None:
+    read = read_usage(told, is_input_only=True)
+    assert read is not None
+    assert read.tokens == {Component.INPUT: 8, Component.OUTPUT: 0}
+
+
+def test_embeddings_without_a_count_have_no_usage() -> None:
+    assert read_usage({"total_tokens": None}, is_input_only=True) is None
