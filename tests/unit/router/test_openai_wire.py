@@ -355,3 +355,20 @@ def test_all_that_embeddings_use_went_in(told: dict[str, int]) -> None:
 
 def test_embeddings_without_a_count_have_no_usage() -> None:
     assert read_usage({"total_tokens": None}, is_input_only=True) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("context_length_exceeded", "context_length_exceeded"),
+        ("InvalidParameter.Range-2", "InvalidParameter.Range-2"),
+        ("you wrote: my card is 4111", "invalid_request"),
+        ("two\nlines", "invalid_request"),
+        ("x" * 101, "invalid_request"),
+        ("", "invalid_request"),
+        (400, "invalid_request"),
+    ],
+)
+def test_a_code_that_is_kept_in_logs_and_books_is_one_word(said: object, kept: str) -> None:
+    body = json.dumps({"error": {"message": "no", "code": said}}).encode()
+    assert read_refusal(TARGET, 400, body=body).code == kept
