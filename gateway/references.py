@@ -1,4 +1,4 @@
-"""Whether documents of different capabilities name each other rightly: a limit on a misspelt app limits nobody."""
+"""Whether documents of different capabilities fit each other: a limit on a misspelt app limits nobody."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +15,16 @@ _NAMED: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# Writing to the cache costs more there than any other token that goes in, and callers decide about it.
+_CACHE_WRITES = ("cache_write", "cache_write_1h")
+_BILLS_CACHE_WRITES = "anthropic"
+
 
 def check_references(documents: Iterable[Document]) -> None:
-    """Raises InvalidDeclaration naming every field that refers to something that is not declared."""
+    """Raises InvalidDeclaration naming every field that refers to something that is not declared.
+
+    Also every price that would let callers spend more than is held: a rate that is missing counts as another one.
+    """
     known: dict[str, set[str]] = defaultdict(set)
     documents = list(documents)
     for document in documents:
@@ -28,8 +35,25 @@ def check_references(documents: Iterable[Document]) -> None:
         for field, kind, name in _references(document)
         if name != "*" and name not in known[kind]
     ]
+    faults += _without_cache_writes(documents)
     if faults:
         raise InvalidDeclaration("\n".join(faults))
+
+
+def _without_cache_writes(documents: Iterable[Document]) -> Iterator[str]:
+    bodies = {(each.kind, each.name): each.body for each in documents}
+    for document in documents:
+        if document.kind != "price":
+            continue
+        model = bodies.get(("model", document.body["model"]), {})
+        provider = bodies.get(("provider", model.get("provider", "")), {})
+        rates = document.body["usd_per_million_tokens"]
+        missing = [part for part in _CACHE_WRITES if part not in rates]
+        if missing and _BILLS_CACHE_WRITES in {provider.get("dialect"), provider.get("translate_as")}:
+            yield (
+                f"price '{document.name}': usd_per_million_tokens has no {' and no '.join(missing)}, which this "
+                "provider bills above input (1.25 and 2 times, at Anthropic); say what they cost"
+            )
 
 
 def _references(document: Document) -> Iterator[tuple[str, str, str]]:

@@ -48,15 +48,19 @@ _EVENT = msgspec.json.Decoder(_Event)
 _REPLY = msgspec.json.Decoder(_Reply)
 
 
-def encode(request: ModelRequest, target: Target) -> bytes:
-    """The body to send: the caller's own, with model and output limit replaced; a count has no limit."""
+def encode(request: ModelRequest, target: Target, provider: Provider) -> bytes:
+    """The body to send: the caller's own, with model and output limit replaced; a count has no limit.
+
+    Anthropic takes no tier for leave to use a dearer one.
+    """
     body: dict[str, object] = dict(request.fields)
     body.pop("max_tokens", None)
     body["model"] = target.upstream_model
     if request.operation is Operation.MESSAGES:
-        body["max_tokens"] = (
-            target.output_tokens_max if request.output_tokens_max is None else request.output_tokens_max
-        )
+        limit = request.output_tokens_max
+        body["max_tokens"] = target.output_tokens_max if limit is None else limit
+        if provider.dialect == "anthropic":
+            body["service_tier"] = "standard_only"
     return msgspec.json.encode(body)
 
 
@@ -150,7 +154,7 @@ def read_usage(told: Mapping[str, Any]) -> Usage | None:
     input_tokens leaves out what was cached. Writes to the cache are split by their lifetime; where the split and the
     total differ, the greater counts.
     """
-    if "components" in told and (counted := read_components(told["components"])) is not None:
+    if told.get("components") and (counted := read_components(told["components"])) is not None:
         return counted
     into, out = read_count(told.get("input_tokens")), read_count(told.get("output_tokens"))
     read, written = (_optional(told, f"cache_{each}_input_tokens") for each in ("read", "creation"))

@@ -203,7 +203,7 @@ def read_usage(usage: object, *, is_input_only: bool = False) -> Usage | None:
     """
     if not isinstance(usage, dict):
         return None
-    if "components" in usage and (counted := read_components(usage["components"])) is not None:
+    if usage.get("components") and (counted := read_components(usage["components"])) is not None:
         return counted
     prompt, completion = read_count(usage.get("prompt_tokens")), read_count(usage.get("completion_tokens"))
     if is_input_only:  # all of it went in, though some tell no more than the total

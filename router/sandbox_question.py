@@ -159,7 +159,9 @@ def read_question(dispatch: Dispatch) -> Question:
     try:
         match request.operation:
             case Operation.MESSAGES | Operation.COUNT_TOKENS:
-                return _of_messages(msgspec.json.decode(anthropic.encode(request, target), type=_MessageRequest))
+                return _of_messages(
+                    msgspec.json.decode(anthropic.encode(request, target, dispatch.provider), type=_MessageRequest)
+                )
             case Operation.COMPLETIONS:
                 asked = msgspec.json.decode(openai.encode(request, target, dispatch.provider), type=_CompletionRequest)
                 message = _Message("user", "".join(texts(asked.prompt)))

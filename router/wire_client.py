@@ -130,7 +130,7 @@ class WireClient:
         own: dict[str, str] = {_REFERENCE: dispatch.call.reference}
         if request.operation in _OF_ANTHROPIC:
             own |= anthropic.headers_for(request, provider)
-            body = anthropic.encode(request, dispatch.target)
+            body = anthropic.encode(request, dispatch.target, provider)
         else:
             body = openai.encode(request, dispatch.target, provider)
         answer = await self._carrier.post(journey, head, own, body)

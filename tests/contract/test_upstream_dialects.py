@@ -187,6 +187,7 @@ async def test_a_stream_of_named_events_is_handed_on_with_their_names(made, serv
     assert {chunk.provider_request_id for chunk in chunks} == {"req-7"}
     assert server.requests[0].headers["accept"] == "text/event-stream"
     assert "stream_options" not in server.requests[0].json
+    assert server.requests[0].json["service_tier"] == "standard_only"
 
 
 @pytest.mark.parametrize("events", range(len(EVENTS)))

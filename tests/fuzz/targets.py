@@ -120,17 +120,28 @@ def reply(data: bytes) -> None:
     require(read.body is body, "the body was changed")
     _check_counts(read.usage)
     usage = (_read(body) or {}).get("usage")
-    if read.usage is None or not isinstance(usage, dict) or "components" in usage:
-        return
+    if read.usage is not None and isinstance(usage, dict) and "components" not in usage:
+        _check_sums(operation, read.usage, {name: _count(value) for name, value in usage.items()}, usage)
+
+
+def _check_sums(operation: Operation, usage: Usage, told: Mapping[str, int], raw: Mapping[str, Any]) -> None:
+    """Every token that the provider told of is in one of the parts, and no other is."""
+    into, out = usage.input_tokens, usage.output_tokens
     if operation is Operation.MESSAGES:
-        cached = sum(usage.get(f"cache_{each}_input_tokens") or 0 for each in ("read", "creation"))
-        more = read.usage.input_tokens - usage["input_tokens"] - cached
-        require(more >= 0 if usage.get("cache_creation") else more == 0, "input does not add up")
-        require(read.usage.output_tokens == usage["output_tokens"], "output does not add up")
+        parts = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        more = into - sum(told.get(part, 0) for part in parts)
+        require(more >= 0 if raw.get("cache_creation") else more == 0, "input does not add up")
+        require(out == told["output_tokens"], "output does not add up")
+    elif operation is Operation.EMBEDDINGS:
+        require(into == max(told.get("prompt_tokens", 0), told.get("total_tokens", 0)), "input does not add up")
+        require(out == 0, "output was made up")
     elif operation is not Operation.COUNT_TOKENS:
-        out = 0 if operation is Operation.EMBEDDINGS else usage["completion_tokens"]
-        require(read.usage.input_tokens == usage["prompt_tokens"], "input does not add up")
-        require(read.usage.output_tokens >= out, "output was lost")
+        require(into == told["prompt_tokens"], "input does not add up")
+        require(out == max(told["completion_tokens"], told.get("total_tokens", 0) - into), "output does not add up")
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value >= 0 else 0
 
 
 def _check_counts(usage: Usage | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.wiring import Platform
 from governance import NewKey
-from kernel import DataClass
+from kernel import DataClass, InvalidDeclaration
 from tests.fakes.chats import RawCaller, company
 
 CARD = "my card is 4111 1111 1111 1111"
@@ -176,7 +176,9 @@ async def test_what_a_provider_does_not_do_is_refused_by_name(platform: Platform
     declared = """
     providers: [{name: other, dialect: anthropic, base_url: "http://127.0.0.1:9"}]
     models: [{name: claude, provider: other}]
-    prices: [{name: claude, model: claude, usd_per_million_tokens: {input: "1", output: "2"}}]
+    prices:
+      - {name: claude, model: claude,
+         usd_per_million_tokens: {input: "1", cache_write: "1.25", cache_write_1h: "2", output: "2"}}
     policies: [{name: q, models: [claude], departments: [d], use_cases: ["*"], data_class: internal}]
     """
     await platform.register.apply(platform.register.parse(declared), by="test")
@@ -185,3 +187,20 @@ async def test_what_a_provider_does_not_do_is_refused_by_name(platform: Platform
     assert refused.status == 400
     assert said(refused)["error"]["code"] == "operation_not_offered"
     assert "chat, count_tokens, messages" in said(refused)["error"]["message"]
+
+
+async def test_a_price_says_what_writing_to_the_cache_costs_where_that_is_billed(platform: Platform) -> None:
+    declared = """
+    providers:
+      - {name: anthropic, dialect: anthropic, base_url: "http://127.0.0.1:9"}
+      - {name: gemini, dialect: translated, translate_as: gemini}
+    models: [{name: claude, provider: anthropic}, {name: pro, provider: gemini}]
+    prices:
+      - {name: pro, model: pro, usd_per_million_tokens: {input: "1", output: "2"}}
+      - {name: claude, model: claude, usd_per_million_tokens: {input: "1", cache_write: "1.25", output: "2"}}
+    """
+    with pytest.raises(InvalidDeclaration, match=r"price 'claude': .* has no cache_write_1h, which"):
+        await platform.register.apply(platform.register.parse(declared), by="test")
+    await platform.register.apply(
+        platform.register.parse(declared.replace("1.25", '1.25", cache_write_1h: "2')), by="test"
+    )

@@ -162,10 +162,10 @@ def test_components_of_gemini_sum_to_its_totals(
 
 @given(parts)
 def test_the_router_reads_from_a_written_usage_the_components_that_were_written(components: dict) -> None:
-    wanted = {Component(part): count for part, count in components.items()}
+    wanted = {Component(part): count for part, count in components.items() if count}
     chat, message = write_usage(components, messages=False), write_usage(components, messages=True)
-    assert openai.read_usage(chat).tokens == wanted
-    assert anthropic.read_usage(message).tokens == wanted
+    for read in (openai.read_usage(chat), anthropic.read_usage(message)):
+        assert {part: count for part, count in read.tokens.items() if count} == wanted
 
 
 @given(parts)
