@@ -55,7 +55,8 @@ prices:
 """
 _PRICED = ("sim-embedding", "claude", *(f"{wire}-{end}" for wire in ("openai", "anthropic")
            for end in ("flaky", "shut", "secret")))  # fmt: skip
-_PRICE = '  - {{name: {0}, model: {0}, usd_per_million_tokens: {{input: "1", cache_write: "1", cache_write_1h: "1", output: "4"}}}}\n'
+_RATES = '{{input: "1", cache_write: "1", cache_write_1h: "1", output: "4"}}'
+_PRICE = f"  - {{{{name: {{0}}, model: {{0}}, usd_per_million_tokens: {_RATES}}}}}\n"
 _APPS = """
 apps:
   - {{name: {slug}, department: proof, use_cases: [proving]}}
