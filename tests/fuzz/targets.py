@@ -169,7 +169,9 @@ def body(data: bytes) -> None:
 
 def _check_sent(request: ModelRequest, members: Mapping[str, Any]) -> None:
     is_anthropic = request.operation in _ANTHROPIC
-    encoded = anthropic.encode(request, _TARGET) if is_anthropic else openai.encode(request, _TARGET, _PROVIDER)
+    encoded = (
+        anthropic.encode(request, _TARGET, _PROVIDER) if is_anthropic else openai.encode(request, _TARGET, _PROVIDER)
+    )
     sent = _json(encoded)
     require(sent["model"] == "upstream", "the provider is asked for another model")
     ours = {"model", "max_tokens", "max_completion_tokens", "stream", "stream_options", "service_tier"}
