@@ -28,7 +28,7 @@ _LONG_BYTES = 256 * 1024
 _SECONDS_MAX = 2.0  # linear is a tenth of it, quadratic a minute
 _KINDS = ("department", "app", "policy", "model")
 _TARGET = Target("t", "p", "upstream", context_tokens=8192, output_tokens_max=256)
-_PROVIDER: Any = SimpleNamespace(output_limit_field="max_completion_tokens")
+_PROVIDER: Any = SimpleNamespace(dialect="anthropic", output_limit_field="max_completion_tokens")
 _READERS = (read_chat, read_completion, read_embedding, read_message, read_count)
 _ANTHROPIC = frozenset({Operation.MESSAGES, Operation.COUNT_TOKENS})
 
@@ -160,7 +160,10 @@ def body(data: bytes) -> None:
     require(request.model == members["model"], "another model is asked for")
     require(request.fields.keys() <= members.keys(), "a member was made up")
     for name, raw in request.fields.items():
-        require(name == "service_tier" or _json(bytes(raw)) == members[name], f"{name[:20]} was changed")
+        if name == "metadata" and members[name] is not None:
+            require(_json(bytes(raw)).items() <= members[name].items(), "metadata says something else")
+        elif name != "service_tier":
+            require(_json(bytes(raw)) == members[name], f"{name[:20]} was changed")
     if request.input_tokens_max:
         prompt = sum(len(text.encode(errors="replace")) for text in _texts(members.get("messages", [])))
         require(request.input_tokens_max >= prompt, "the bound is below the prompt's bytes")
@@ -175,7 +178,7 @@ def _check_sent(request: ModelRequest, members: Mapping[str, Any]) -> None:
     sent = _json(encoded)
     require(sent["model"] == "upstream", "the provider is asked for another model")
     ours = {"model", "max_tokens", "max_completion_tokens", "stream", "stream_options", "service_tier"}
-    for name in sent.keys() - ours:
+    for name in sent.keys() - ours - {"metadata"}:
         require(sent[name] == members[name], f"the provider is told another {name[:20]}")
 
 
