@@ -19,7 +19,7 @@ THINKING = {"type": "enabled", "budget_tokens": 1024}
 ERRORS = (
     (400, anthropic.BadRequestError, "invalid_request_error"),
     (401, anthropic.AuthenticationError, "authentication_error"),
-    (402, anthropic.PaymentRequiredError, "billing_error"),
+    (402, getattr(anthropic, "PaymentRequiredError", anthropic.APIStatusError), "billing_error"),  # since 2.12
     (403, anthropic.PermissionDeniedError, "permission_error"),
     (404, anthropic.NotFoundError, "not_found_error"),
     (409, anthropic.ConflictError, "conflict_error"),
