@@ -16,6 +16,7 @@ from gateway.errors import encode_error
 from gateway.messages import read_count, read_message
 from kernel import Chunk, ModelRequest, PlatformError, format_usd
 
+_NO_THREADS = "thread_unsupported_request"
 _MESSAGES_ERRORS: Mapping[int, str] = MappingProxyType(
     {
         400: "invalid_request_error",
@@ -72,12 +73,16 @@ def _with_cost(data: bytes, turn: Turn | None) -> bytes:
 
 
 def _message_error(error: PlatformError, turn_id: str) -> bytes:
-    """Anthropic's error object; `code` and `param` are ours, as at OpenAI's doors."""
+    """Anthropic's error object; `code` and `param` are ours, as at OpenAI's doors.
+
+    Its SDKs ask for threads by themselves, and go on without where they are told so by this code.
+    """
     status = error.status
     kind = _MESSAGES_ERRORS.get(
         status, "api_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     )
-    told = {"type": kind, "message": error.message, "code": error.code, "param": error.param}
+    details = {"error_code": _NO_THREADS if error.param == "thread" else error.code}
+    told = {"type": kind, "message": error.message, "details": details, "code": error.code, "param": error.param}
     return msgspec.json.encode({"type": "error", "error": told, "request_id": turn_id})
 
 
